@@ -1,0 +1,326 @@
+"""gptoss: the command line. Each command is a few lines over the rooms that do the work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from runtimes.console import byte_progress, chat_loop, fail, show, stage_progress, table
+from runtimes.errors import UserError
+
+FOLDER = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
+
+
+class _Commands(click.Group):
+    """One-line errors: exit 1 for what failed, 2 for wrong use (click's own)."""
+
+    def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _interrupted)  # so that cleaning up happens there too
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted; nothing was left behind")
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gptoss-onnx")
+def main() -> None:
+    """Export GPT-OSS checkpoints to ONNX packages, and run them.
+
+    \b
+    gptoss export demo --quant int4 --output build/demo-cpu-int4
+    gptoss chat build/demo-cpu-int4
+    """
+
+
+@main.command("export")
+@click.argument("model")
+@click.option("--target", "target_name", default="cpu", show_default=True)
+@click.option(
+    "--quant",
+    type=click.Choice(["fp32", "int8", "int4", "mxfp4"]),
+    default="int4",
+    show_default=True,
+)
+@click.option("--output", type=FOLDER, help="Default: build/<model>-<target>-<quant>.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="GROUP=FORMAT",
+    help="Another format for embedding, qkv, o, experts or lm_head: lm_head=int8:64.",
+)
+@click.option("--link", is_flag=True, help="Refer to MXFP4 experts in the checkpoint's own files.")
+@click.option(
+    "--full-kv",
+    is_flag=True,
+    help="Full-length KV on sliding layers, for optimum and onnxruntime-genai.",
+)
+@click.option("--all-logits", is_flag=True, help="Logits of every token, not only the last.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@click.option("--revision", help="The hub's branch, tag or commit.")
+@click.option("--force", is_flag=True, help="Replace a package that is in the way.")
+@json_option
+def export_command(
+    model: str,
+    target_name: str,
+    quant: str,
+    output: Path | None,
+    changes: tuple[str, ...],
+    link: bool,
+    full_kv: bool,
+    all_logits: bool,
+    dry_run: bool,
+    revision: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL, a checkpoint folder or a hub id, to a package.
+
+    \b
+    gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
+    """
+    from export.checkpoint import Checkpoint
+    from export.exporter import Options, export, plan, summary
+    from graph_passes.quantization import Quantization
+    from runtimes.target import get_target
+
+    options = Options(
+        get_target(target_name),
+        Quantization.parse(quant, changes),
+        link,
+        force,
+        all_logits,
+        full_kv,
+    )
+    checkpoint = Checkpoint.open(model, revision)
+    output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}"
+    if dry_run:
+        show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
+        return
+    with stage_progress() as progress:
+        made = export(checkpoint, options, output, progress)
+    show({"output": str(output), **made}, as_json)
+
+
+@main.command()
+@click.argument("package", type=FOLDER)
+@click.option("--against", metavar="CHECKPOINT", help="Compare with its full-precision graph.")
+@json_option
+def verify(package: Path, against: str | None, as_json: bool) -> None:
+    """Check every byte, every kernel and a run of PACKAGE; with --against, what it computes.
+
+    \b
+    gptoss verify build/demo-cpu-int4 --against demo
+    """
+    from evaluation.verify import verify as check
+    from runtimes.package import Manifest
+
+    size = sum(entry.size for entry in Manifest.load(package).files.values())
+    with byte_progress("checking", size) as progress:
+        problems = check(package, progress)
+    if problems:
+        for problem in problems[:-1]:
+            click.echo(f"Error: {package}: {problem}", err=True)
+        fail(f"{package}: {problems[-1]}")
+    figures: dict[str, Any] = {}
+    if against:
+        from evaluation.compare import compare
+
+        figures = compare(package, against)
+    show({"package": str(package), "verified": True, **figures}, as_json)
+
+
+@main.command()
+@click.argument("path", metavar="PACKAGE|CHECKPOINT")
+@json_option
+def inspect(path: str, as_json: bool) -> None:
+    """Show what is in a package or a checkpoint.
+
+    \b
+    gptoss inspect build/demo-cpu-int4
+    """
+    from evaluation.inspect import describe
+
+    show(describe(path), as_json)
+
+
+def generation_options(command: Any) -> Any:
+    """The sampling options that generate and chat share; unset ones are the package's."""
+    for option in reversed(
+        (
+            click.option("--max-new-tokens", type=click.IntRange(1)),
+            click.option("--temperature", type=float, help="0 is greedy."),
+            click.option("--top-p", type=float),
+            click.option("--top-k", type=int),
+            click.option("--min-p", type=float),
+            click.option("--repetition-penalty", type=float),
+            click.option("--seed", type=int),
+            threads_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
+    from dataclasses import replace
+
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if given and "temperature" not in given:
+        given["temperature"] = package.sampling.temperature
+    if given:
+        given["do_sample"] = given["temperature"] > 0
+    return {"max_new_tokens": max_new_tokens, "sampling": replace(package.sampling, **given)}
+
+
+@main.command()
+@click.argument("package", type=FOLDER)
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--raw", is_flag=True, help="Continue the text itself instead of answering it.")
+@generation_options
+@json_option
+def generate(
+    package: Path,
+    prompts: tuple[str, ...],
+    raw: bool,
+    threads: int | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Answer one or several PROMPTS at once.
+
+    \b
+    gptoss generate build/demo-cpu-int4 "What does os.path.join do?"
+    """
+    from runtimes.answer import answer
+    from runtimes.package import Package
+
+    opened = Package.open(package, threads=threads)
+    answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
+    if as_json:
+        click.echo(json.dumps(answers, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(found["text"] for found in answers))
+
+
+@main.command()
+@click.argument("package", type=FOLDER)
+@click.option("--instructions", help="Instructions for the whole conversation.")
+@click.option("--reasoning", type=click.Choice(["low", "medium", "high"]), default="medium")
+@click.option("--show-analysis", is_flag=True, help="Show the model's reasoning too.")
+@generation_options
+def chat(
+    package: Path,
+    instructions: str | None,
+    reasoning: str,
+    show_analysis: bool,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Talk to PACKAGE; an empty line or Ctrl-D ends it, Ctrl-C an answer.
+
+    \b
+    gptoss chat build/demo-cpu-int4
+    """
+    from runtimes.chat import Chat
+    from runtimes.harmony import SystemPrompt
+    from runtimes.package import Package
+
+    opened = Package.open(package, threads=threads)
+    conversation = Chat(
+        opened,
+        system=SystemPrompt(reasoning=reasoning),
+        instructions=instructions,
+        **_options(opened, **sampling),
+    )
+    chat_loop(conversation, show_analysis)
+
+
+@main.command()
+@click.argument("package", type=FOLDER)
+@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@threads_option
+@json_option
+def bench(
+    package: Path, prompt_tokens: int, new_tokens: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure load, prefill, decode, memory and the share of the memory's bandwidth.
+
+    \b
+    gptoss bench build/demo-cpu-int4 --threads 2 --json
+    """
+    from runtimes.bench import bench as run
+
+    figures = run(package, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads)
+    show(figures.as_dict(), as_json)
+
+
+@main.command()
+@click.option("--kernels", is_flag=True, help="List every operator with its types as well.")
+@json_option
+def targets(kernels: bool, as_json: bool) -> None:
+    """List the targets: presets, oldest runtime, and how each was verified.
+
+    \b
+    gptoss targets
+    """
+    from runtimes.target import describe, load_targets
+
+    rows = [describe(target, kernels=kernels) for target in load_targets().values()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        table(rows)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--geometry",
+    type=click.Choice(["gpt-oss-20b", "gpt-oss-120b", "tiny"]),
+    default="tiny",
+    show_default=True,
+)
+@click.option("--layers", type=click.IntRange(1))
+@click.option("--experts", type=click.IntRange(1))
+@click.option("--experts-per-token", type=click.IntRange(1))
+@click.option("--hidden", type=click.IntRange(1))
+@click.option("--intermediate", type=click.IntRange(1))
+@click.option("--heads", type=click.IntRange(1))
+@click.option("--kv-heads", type=click.IntRange(1))
+@click.option("--head-dim", type=click.IntRange(1))
+@click.option("--vocab", type=click.IntRange(1))
+@click.option("--sliding-window", type=click.IntRange(1))
+@click.option("--format", type=click.Choice(["mxfp4", "bf16"]), default="mxfp4", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--tokenizer", type=FOLDER, help="A folder to copy a tokenizer from.")
+def synth(folder: Path, **sizes: Any) -> None:
+    """Write a random checkpoint in the published layout to FOLDER.
+
+    \b
+    gptoss synth build/synth --geometry gpt-oss-20b --layers 4
+    """
+    from export.synthetic import synthesize
+
+    with stage_progress() as progress:
+        synthesize(folder, progress=lambda done, total: progress("weights", done, total), **sizes)
+    click.echo(str(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

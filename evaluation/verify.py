@@ -1,0 +1,43 @@
+"""Is a package what it says: its bytes, its kernels, that it runs, and that it computes right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.verify_target import refusal
+from runtimes.package import Package, check_files
+from runtimes.session import Session
+from runtimes.target import get_target
+
+
+def verify(folder: Path, progress: Callable[[int], None]) -> list[str]:
+    """What is wrong with a package, one line each; empty when files, kernels and a run are right."""
+    problems = check_files(folder, progress)
+    return problems or [*_kernels(folder), *_runs(folder)]
+
+
+def operators(folder: Path) -> Counter[str]:
+    """How many nodes of each operator a package's graph has."""
+    model = ir.load(folder / Package.open(folder).manifest.graph)
+    return Counter(node.op_type for node in model.graph)
+
+
+def _kernels(folder: Path) -> list[str]:
+    manifest = Package.open(folder).manifest
+    target = get_target(manifest.target)
+    nodes = ir.load(folder / manifest.graph).graph
+    found = ((node.name or node.op_type, refusal(node, target)) for node in nodes)
+    return [f"{manifest.graph}: {name}: {why}" for name, why in found if why]
+
+
+def _runs(folder: Path) -> list[str]:
+    package = Package.open(folder)
+    logits = Session(package).feed([[0, 1, 2]])
+    if not np.isfinite(logits).all():
+        return [f"{package.manifest.graph}: its logits are not finite"]
+    return []

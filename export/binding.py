@@ -1,0 +1,44 @@
+"""The checkpoint's tensors into the graph by name, as streams: nothing is read here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from export.checkpoint import Checkpoint
+from export.spec import GptOssSpec
+from graph_passes import mxfp4
+from graph_passes.weights import Array, ExpertWeight, FloatWeight
+
+_PROJECTIONS = ("gate_up_proj", "down_proj")
+
+
+def bind(model: ir.Model, checkpoint: Checkpoint) -> None:
+    """Give every initializer of the portable graph its weight, float32 by definition."""
+    tables = _rope_tables(checkpoint.spec)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            continue  # a constant of the graph itself
+        if name in tables:
+            tensor: ir.TensorProtocol = tables[name]
+        elif (projection := name.rpartition(".")[2]) in _PROJECTIONS:
+            layer = int(name.split(".")[2])
+            source = checkpoint.expert_weight(layer, projection)  # type: ignore[arg-type]
+            tensor = ExpertWeight(source, _to_float)
+        else:
+            tensor = FloatWeight([checkpoint.tensors[name]])
+        expected = value.shape.numpy() if value.shape is not None else ()
+        assert tensor.shape.numpy() == expected, f"{name}: {tensor.shape} is not {expected}"
+        tensor.name = name
+        value.const_value = tensor
+
+
+def _to_float(stored: Any) -> Array:
+    return mxfp4.decode(*stored) if isinstance(stored, tuple) else np.asarray(stored)
+
+
+def _rope_tables(spec: GptOssSpec) -> dict[str, ir.TensorProtocol]:
+    cos, sin = spec.rope.tables(spec.head_dim, spec.max_position_embeddings)
+    return {"cos_cache": ir.Tensor(cos), "sin_cache": ir.Tensor(sin)}

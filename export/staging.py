@@ -1,0 +1,78 @@
+"""A package exists whole or not at all: written under a temporary name, renamed when complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtimes.errors import UserError
+from runtimes.package import MANIFEST
+
+SPARE_BYTES = 64 << 20  # for everything that is not a weight
+
+
+@contextmanager
+def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Path]]:
+    """Give a function that makes the temporary folder once the bytes to come are known.
+
+    It is renamed to `output` at the end, or removed on any exception. With `force` a package that
+    is in the way is replaced, and stays where it is until the new one is complete; a folder that
+    is no package never is.
+    """
+    output = output.absolute()
+    _check_free(output, force)
+    made: list[Path] = []
+
+    def prepare(size: int) -> Path:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+        if size + SPARE_BYTES > free:
+            raise UserError(
+                f"{output.parent}: {size / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB "
+                "are free; free space there or choose another --output"
+            )
+        made.append(Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)))
+        os.chmod(made[0], 0o755)  # mkdtemp's 0700 would outlast the rename
+        return made[0]
+
+    try:
+        yield prepare
+        if made:
+            _replace(made[0], output)
+    except PermissionError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(output: Path, force: bool) -> None:
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise UserError(f"{output}: a file is in the way; choose another --output")
+    if not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise UserError(f"{output}: is not empty and no package; choose another --output")
+    if not force:
+        raise UserError(f"{output}: a package is there already; use --force to replace it")
+
+
+def _replace(folder: Path, output: Path) -> None:
+    if not output.exists():
+        folder.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+    output.rename(old / output.name)
+    try:
+        folder.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

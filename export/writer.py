@@ -1,0 +1,138 @@
+"""Weights into data files: in graph order, aligned, each read once and hashed as it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.weights import StreamedTensor
+from runtimes.errors import UserError
+
+EMBEDDED_BYTES = 1024  # smaller tensors stay in model.onnx: shapes and axes must be there
+PAGE = 1 << 16  # Windows maps files in steps of 64 KiB; every other system in smaller ones
+CACHE_LINE = 64
+Progress = Callable[[int], None]  # told the bytes written since the last call
+
+
+@dataclass
+class DataWriter:
+    """Writes a graph's weights under `folder` and binds them as external data.
+
+    `link` maps a file of the checkpoint to its name in the package: bytes that lie there already
+    are referred to and not copied. `sha256` has the digest of each file written.
+    """
+
+    folder: Path
+    name: str
+    max_bytes: int | None = None
+    link: dict[Path, str] = field(default_factory=dict)
+    progress: Progress = lambda count: None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def write(self, graph: ir.Graph) -> None:
+        """Write every weight; UserError when the disk is full."""
+        try:
+            with _DataFiles(self) as files:
+                for value in _in_order_of_use(graph):
+                    tensor = value.const_value
+                    assert tensor is not None, f"{value.name} is bound to nothing"
+                    if tensor.nbytes < EMBEDDED_BYTES:
+                        value.const_value = ir.Tensor(
+                            tensor.numpy(), dtype=tensor.dtype, name=value.name
+                        )
+                    else:
+                        value.const_value = self._place(tensor, files)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder.parent}: cannot write the package ({error.strerror or error}); "
+                "free space there or choose another --output"
+            ) from error
+
+    def _place(self, tensor: ir.TensorProtocol, files: _DataFiles) -> ir.ExternalTensor:
+        origin = tensor.origin if isinstance(tensor, StreamedTensor) else None
+        if origin is not None and origin.file in self.link:
+            self.progress(tensor.nbytes)
+            location, offset = self.link[origin.file], origin.offset
+        else:
+            location, offset = files.append(tensor)
+        return ir.ExternalTensor(
+            location,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=str(tensor.name),
+            base_dir=self.folder,
+        )
+
+
+class _DataFiles:
+    """name.data, name.data.1, ...: the next begins where a tensor would pass `max_bytes`."""
+
+    def __init__(self, writer: DataWriter) -> None:
+        self._writer = writer
+        self._file: BinaryIO | None = None
+        self._count = 0
+
+    def __enter__(self) -> _DataFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def append(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
+        """Write a tensor; gives its file's name and its offset there."""
+        limit = self._writer.max_bytes
+        if self._file is None or (limit and self._size and self._size + tensor.nbytes > limit):
+            self._next()
+        assert self._file is not None
+        self._pad(PAGE if tensor.nbytes >= PAGE else CACHE_LINE)
+        offset = self._size
+        chunks = tensor.chunks() if isinstance(tensor, StreamedTensor) else [tensor.numpy()]
+        for chunk in chunks:
+            self._put(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+            self._writer.progress(chunk.nbytes)
+        if self._size - offset != tensor.nbytes:
+            raise AssertionError(f"{tensor.name}: {self._size - offset} of {tensor.nbytes} bytes")
+        return self._name, offset
+
+    def _next(self) -> None:
+        self._close()
+        suffix = f".{self._count}" if self._count else ""
+        self._name, self._size, self._digest = self._writer.name + suffix, 0, hashlib.sha256()
+        self._file = (self._writer.folder / self._name).open("wb")
+        self._count += 1
+
+    def _pad(self, alignment: int) -> None:
+        self._put(bytes(-self._size % alignment))
+
+    def _put(self, data: Any) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a full disk must show here, not after the rename
+            self._file.close()
+            self._writer.sha256[self._name] = self._digest.hexdigest()
+            self._file = None
+
+
+def _in_order_of_use(graph: ir.Graph) -> list[ir.Value]:
+    """Initializers in the order nodes first read them, so that a run reads the file forward."""
+    ordered: dict[str, ir.Value] = {}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.is_initializer():
+                ordered.setdefault(str(value.name), value)
+    return list(ordered.values())

@@ -1,0 +1,75 @@
+"""Expert weights in a kernel's layout, one expert at a time, never inflated.
+
+MXFP4 passes through byte for byte, becomes int8 exactly, or int4 from its code histograms;
+float experts are quantized directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import onnx_ir as ir
+
+from graph_passes import mxfp4
+from graph_passes.blockwise import quantize_blocks
+from graph_passes.quantization import Format
+from graph_passes.weights import Array, ExpertWeight, PackedPair, StoredBytes, parallel_map
+from runtimes.errors import UserError
+
+
+@runtime_checkable
+class PackedSource(Protocol):
+    """Experts stored as MXFP4, whose bytes the kernel reads as they are."""
+
+    @property
+    def blocks(self) -> StoredBytes: ...
+    @property
+    def scales(self) -> StoredBytes: ...
+
+
+def packed_experts(weight: ExpertWeight, form: Format) -> PackedPair:
+    """Codes uint8 [E, N, K*bits/8] and scales [E, N, K/block], float32 or for MXFP4 E8M0."""
+    experts, rows, columns = weight.source.shape
+    if columns % form.block:
+        raise UserError(
+            f"{weight.name}: {columns} input features are not whole blocks of {form.block}; "
+            "choose a smaller block size, as in --set experts=int4:32"
+        )
+    pack = _packer(form)
+
+    def one(expert: int) -> tuple[Array, Array]:
+        return pack(weight.source.read(expert))
+
+    def pairs() -> Iterator[tuple[Array, Array]]:
+        yield from parallel_map(one, range(experts))
+
+    scale_dtype = ir.DataType.FLOAT8E8M0 if form.kind == "mxfp4" else ir.DataType.FLOAT
+    pair = PackedPair(
+        pairs,
+        (experts, rows, columns * form.bits // 8),
+        (experts, rows, columns // form.block),
+        scale_dtype,
+    )
+    if form.kind == "mxfp4" and isinstance(weight.source, PackedSource):
+        pair.packed.origin, pair.scales.origin = weight.source.blocks, weight.source.scales
+    return pair
+
+
+def _packer(form: Format) -> Callable[[Any], tuple[Array, Array]]:
+    """From what a source reads, float32 [N, K] or MXFP4 (blocks, scales), to codes and scales."""
+
+    def mxfp4_form(stored: Any) -> tuple[Array, Array]:
+        return stored if isinstance(stored, tuple) else mxfp4.encode(stored)
+
+    def int_form(stored: Any) -> tuple[Array, Array]:
+        if not isinstance(stored, tuple):
+            return quantize_blocks(stored, form.bits, form.block)
+        blocks, scales = stored
+        if form.bits == 4:
+            return mxfp4.to_int4(blocks, scales, form.block)
+        if form.block == mxfp4.BLOCK:
+            return mxfp4.to_int8(blocks, scales)
+        return quantize_blocks(mxfp4.decode(blocks, scales), 8, form.block)
+
+    return mxfp4_form if form.kind == "mxfp4" else int_form

@@ -1,0 +1,160 @@
+"""ai.gptoss::WindowedAttention and its three projections -> one linear, GroupQueryAttention.
+
+    q = Linear(x), k = Linear(x), v = Linear(x)         qkv = Linear(x)   rows of q, k, v packed
+    WindowedAttention(q, k, v, sinks, cos, sin,    ->   GroupQueryAttention(qkv, past..., lengths,
+        attention_mask, past...)                            cos, sin, head_sink)
+
+The kernel wants lengths, not a mask: tokens so far less one (seqlens_k), slots (total), and how
+many of the new slots are tokens (query_seqlens: right-padded chunks of a batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.linear import Linear, linears, lowered, remove
+from graph_passes.quantization import Format
+from graph_passes.step import output, shared_constant
+from graph_passes.weights import concatenated
+
+INT32, INT64, FLOAT, BOOL = (
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.FLOAT,
+    ir.DataType.BOOL,
+)
+
+
+@dataclass(frozen=True)
+class LowerAttention:
+    """`windowed_kv`: a sliding layer's cache holds its window, not the whole sequence."""
+
+    form: Format
+    windowed_kv: bool
+
+    def __call__(self, model: ir.Model) -> int:
+        graph = model.graph
+        attentions = [node for node in graph if node.op_type == "WindowedAttention"]
+        if not attentions:
+            return 0
+        by_output = {linear.output: linear for linear in linears(graph)}
+        lengths = _Lengths(graph)
+        for node in attentions:
+            self._lower(graph, node, [by_output[v] for v in node.inputs[:3] if v], lengths)
+        return len(attentions)
+
+    def _lower(self, graph: ir.Graph, node: ir.Node, qkv: list[Linear], lengths: _Lengths) -> None:
+        window = node.attributes.get_int("window")
+        global_tokens = node.attributes.get_int("num_global_tokens")
+        name = qkv[0].name.rpartition(".")[0]
+        packed = output(f"{name}.qkv", FLOAT)
+        sinks, cos, sin, _, past_key, past_value = node.inputs[3:]
+        attributes: dict[str, int | float] = {
+            "num_heads": node.attributes.get_int("num_heads"),
+            "kv_num_heads": node.attributes.get_int("kv_num_heads"),
+            "scale": node.attributes.get_int("head_dim") ** -0.5,
+            "do_rotary": 1,
+        }
+        bias = None
+        if window and global_tokens:  # no kernel has global tokens: the mask is an added bias
+            bias = lengths.window_bias(window, global_tokens)
+        elif window:
+            attributes["local_window_size"] = window
+            if self.windowed_kv:
+                attributes["sliding_window_cache"] = 1
+                for value in (past_key, past_value, *node.outputs[1:]):
+                    _rename_slots(value, "window")
+        inputs = [packed, None, None, past_key, past_value, lengths.tokens, lengths.total]
+        inputs += [cos, sin, None, bias, sinks, None, None, None, None, lengths.new_tokens]
+        attention = ir.node(
+            "GroupQueryAttention",
+            inputs,
+            attributes,
+            domain="com.microsoft",
+            outputs=[output(str(v.name), FLOAT, v.shape) for v in node.outputs],
+            name=f"{name}.attention",
+        )
+        weight = concatenated([linear.weight.const_value for linear in qkv])
+        qkv_bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
+        nodes = lowered(graph, qkv[0].x, weight, qkv_bias, self.form, f"{name}.qkv_proj", packed)
+        graph.insert_before(node, [*nodes, attention])
+        ir.convenience.replace_all_uses_with(
+            node.outputs, attention.outputs, replace_graph_outputs=True
+        )
+        graph.remove(node, safe=True)
+        remove(graph, *qkv)
+
+
+def _rename_slots(cache: ir.Value | None, name: str) -> None:
+    assert cache is not None and cache.shape is not None
+    batch, heads, _, dim = cache.shape
+    cache.shape = ir.Shape([batch, heads, name, dim])
+
+
+class _Lengths:
+    """The kernel's lengths from attention_mask [B, T], computed once at the head of the graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._biases: dict[tuple[int, int], ir.Value] = {}
+        ids, mask = (next(v for v in graph.inputs if v.name == n) for n in _INPUTS)
+        self._first = next(iter(graph))
+        one, last = self._constant("one", 1, INT32), self._constant("axis_1", [1])
+        new = self._node("Shape", [ids], "new_slots", INT64, start=1, end=2)
+        slots = self._node("Shape", [mask], "slots", INT64, start=1, end=2)
+        first_new = self._node("Sub", [slots, new], "first_new_slot", INT64)
+        new_mask = self._node("Slice", [mask, first_new, slots, last], "new_mask", INT64)
+        counted = self._node("ReduceSum", [new_mask, last], "new_count", INT64, keepdims=0)
+        total = self._node("ReduceSum", [mask, last], "token_count", INT64, keepdims=0)
+        token_count = self._node("Cast", [total], "token_count_32", INT32, to=INT32.value)
+        self.new_tokens = self._node("Cast", [counted], "query_seqlens", INT32, to=INT32.value)
+        self.tokens = self._node("Sub", [token_count, one], "seqlens_k", INT32)
+        slots_32 = self._node("Cast", [slots], "slots_32", INT32, to=INT32.value)
+        self.total = self._node(
+            "Squeeze", [slots_32, self._constant("axis_0", [0])], "total_sequence_length", INT32
+        )
+        self._new, self._token_count, self._counted = new, total, counted
+
+    def window_bias(self, window: int, global_tokens: int) -> ir.Value:
+        """float32 [B, 1, S, T], 0 where a query sees a key and -1e9 where not; causality aside."""
+        key = (window, global_tokens)
+        if key not in self._biases:
+            self._biases[key] = self._window_bias(window, global_tokens)
+        return self._biases[key]
+
+    def _window_bias(self, window: int, global_tokens: int) -> ir.Value:
+        zero, one = self._constant("zero_64", 0), self._constant("one_64", 1)
+        axis = self._constant("axis_0", [0])
+        new = self._node("Squeeze", [self._new, axis], "new_scalar", INT64)
+        total = self._node("Cast", [self.total], "total_64", INT64, to=INT64.value)
+        offsets = self._node("Range", [zero, new, one], "offsets", INT64)  # [S]
+        keys = self._node("Range", [zero, total, one], "key_positions", INT64)  # [T]
+        past = self._node("Sub", [self._token_count, self._counted], "past_tokens", INT64)  # [B]
+        column = self._node("Unsqueeze", [past, self._constant("axis_1", [1])], "past_2", INT64)
+        queries = self._node("Add", [column, offsets], "query_positions", INT64)  # [B, S]
+        axes = self._constant("axes_1_3", [1, 3])
+        queries_4 = self._node("Unsqueeze", [queries, axes], "query_positions_4", INT64)
+        distance = self._node("Sub", [queries_4, keys], "key_distance", INT64)  # [B, 1, S, T]
+        size = self._constant(f"window_{window}", window)
+        count = self._constant(f"global_{global_tokens}", global_tokens)
+        near = self._node("Less", [distance, size], "near", BOOL)
+        first = self._node("Less", [keys, count], "is_global", BOOL)
+        seen = self._node("Or", [near, first], "seen", BOOL)
+        shown, hidden = self._constant("shown", 0.0, FLOAT), self._constant("hidden", -1e9, FLOAT)
+        return self._node("Where", [seen, shown, hidden], f"window_bias_{window}", FLOAT)
+
+    def _constant(self, name: str, value: object, dtype: ir.DataType = INT64) -> ir.Value:
+        return shared_constant(self._graph, f"lengths.{name}", np.asarray(value, dtype.numpy()))
+
+    def _node(
+        self, op: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: int
+    ) -> ir.Value:
+        value = output(f"lengths.{name}", dtype)
+        self._graph.insert_before(self._first, ir.node(op, inputs, attributes, outputs=[value]))
+        return value
+
+
+_INPUTS = ("input_ids", "attention_mask")

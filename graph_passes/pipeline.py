@@ -1,0 +1,71 @@
+"""The recipe: from the portable graph to a target's, read from top to bottom."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    RemoveUnusedFunctionsPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
+
+from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from graph_passes.last_token_logits import last_token_logits
+from graph_passes.lower_attention import LowerAttention
+from graph_passes.lower_moe import LowerMoE
+from graph_passes.quantization import Quantization
+from graph_passes.quantize_embedding import QuantizeEmbedding
+from graph_passes.quantize_linears import QuantizeLinears
+from graph_passes.step import PassError, Step, rules
+from graph_passes.verify_target import VerifyTarget
+from runtimes.target import Target
+
+
+class Counts(Protocol):
+    """What a recipe needs of a spec: how many of everything there must be."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+
+def recipe(
+    spec: Counts,
+    target: Target,
+    quantization: Quantization,
+    *,
+    windowed_kv: bool,
+    all_logits: bool,
+) -> list[Step]:
+    """The steps for `target`; each must rewrite exactly as often as the spec says."""
+    layers = spec.num_layers
+    steps = [
+        Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
+        # The first norm reads the embedding itself; each later one a residual sum.
+        Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
+        Step("lower attention", LowerAttention(quantization.qkv, windowed_kv), layers),
+        Step("lower MoE", LowerMoE(quantization.experts), layers),
+    ]
+    if not all_logits:  # needs the lengths that attention put into the graph
+        steps.append(Step("last token's logits", last_token_logits, 1))
+    # o_proj and router a layer, lm_head; last, since the steps above look for traced linears.
+    steps.append(Step("quantize linears", QuantizeLinears(quantization), 2 * layers + 1))
+    if quantization.embedding.kind == "int":
+        steps.append(Step("quantize embedding", QuantizeEmbedding(quantization.embedding), 1))
+    return steps
+
+
+def lower(model: ir.Model, steps: list[Step], target: Target) -> ir.Model:
+    """Run the recipe in place, clean up, and refuse what the target cannot run."""
+    done: list[str] = []
+    for step in steps:
+        step.run(model, done)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    model.opset_imports["com.microsoft"] = 1
+    RemoveUnusedOpsetsPass()(model)
+    VerifyTarget(target)(model)
+    if model.functions:
+        raise PassError(f"functions are left: {', '.join(str(f) for f in model.functions)}")
+    return model

@@ -1,0 +1,49 @@
+"""Traced linears -> their final form: MatMulNBits, or MatMul with the transpose folded.
+
+    Transpose(W) - MatMul - Add(bias)  ->  MatMulNBits(x, codes, scales, bias)
+
+The router decides which experts run, so it stays in float whatever the preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graph_passes.linear import linears, lowered, remove
+from graph_passes.quantization import FP32, Quantization
+from graph_passes.step import output
+from graph_passes.weights import FloatWeight
+
+
+@dataclass(frozen=True)
+class QuantizeLinears:
+    """Every linear that is left: o_proj, router and lm_head (q, k, v go with attention)."""
+
+    quantization: Quantization
+
+    def __call__(self, model: ir.Model) -> int:
+        graph, count = model.graph, 0
+        formats = {
+            "router": FP32,
+            "o_proj": self.quantization.o,
+            "lm_head": self.quantization.lm_head,
+        }
+        for linear in linears(graph):
+            form = formats[linear.name.rpartition(".")[2]]
+            weight = linear.weight.const_value
+            bias = None if linear.bias is None else linear.bias.const_value
+            assert isinstance(weight, FloatWeight) and isinstance(bias, FloatWeight | None)
+            old, name = linear.output, linear.name
+            last = output(str(old.name), ir.DataType.FLOAT, old.shape)
+            # The old weight's name may be wanted again: free it before it is taken.
+            for value in (linear.weight, linear.bias):
+                if value is not None:
+                    value.name = f"{value.name}.traced"
+            nodes = lowered(graph, linear.x, weight, bias, form, name, last)
+            graph.insert_before(linear.nodes[-1], nodes)
+            old.replace_all_uses_with(last, replace_graph_outputs=True)
+            remove(graph, linear)
+            count += 1
+        return count

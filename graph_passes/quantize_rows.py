@@ -1,0 +1,28 @@
+"""A float weight [N, K] as blocks of integers along K, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graph_passes.blockwise import quantize_blocks
+from graph_passes.quantization import Format
+from graph_passes.weights import Array, FloatWeight, PackedPair, parallel_map
+
+
+def quantized_rows(weight: FloatWeight, form: Format, *, flat: bool = False) -> PackedPair:
+    """Codes uint8 [N, K/block, block*bits/8] and scales float32 [N, K/block] (MatMulNBits).
+
+    `flat` gives the same codes as [N, K*bits/8], GatherBlockQuantized's shape.
+    """
+    rows, columns = weight.shape.numpy()
+    blocks = -(-columns // form.block)
+    block_bytes = form.block * form.bits // 8
+
+    def quantize(chunk: Array) -> tuple[Array, Array]:
+        return quantize_blocks(chunk, form.bits, form.block)
+
+    def pairs() -> Iterator[tuple[Array, Array]]:
+        yield from parallel_map(quantize, weight.chunks())
+
+    packed_shape = (rows, blocks * block_bytes) if flat else (rows, blocks, block_bytes)
+    return PackedPair(pairs, packed_shape, (rows, blocks))

@@ -1,0 +1,44 @@
+"""The last step: every node has a kernel on the target, dtypes and attributes included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graph_passes.step import PassError
+from runtimes.target import Target
+
+
+@dataclass(frozen=True)
+class VerifyTarget:
+    """Counts the nodes the target takes; PassError names the first it does not, and why."""
+
+    target: Target
+
+    def __call__(self, model: ir.Model) -> int:
+        opset = model.opset_imports.get("", 0)
+        if opset != self.target.opset:
+            raise PassError(f"opset {opset} on {self.target.name}: {self.target.opset} is promised")
+        for node in model.graph:
+            if (why := refusal(node, self.target)) is not None:
+                raise PassError(f"{node.name or node.op_type}: {why}")
+        return sum(1 for _ in model.graph)
+
+
+def refusal(node: ir.Node, target: Target) -> str | None:
+    """Why `target` has no kernel for `node`; None when it has."""
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    why = target.refusal(node.domain, node.op_type, attributes, len(node.inputs))
+    if why is not None:
+        return why
+    dtypes = target.kernels[node.domain, node.op_type].dtypes
+    # What a kernel computes in; packed weights and indices further right are the operator's own.
+    for value in (*node.inputs[:1], *node.outputs[:1]):
+        if value is None:
+            continue
+        if value.dtype is None:
+            return f"{node.op_type} on {target.name}: {value.name} has no known element type"
+        if value.dtype.name not in dtypes:
+            return f"{node.op_type} on {target.name}: {value.dtype.name} is not in its kernel"
+    return None

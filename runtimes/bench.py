@@ -1,0 +1,142 @@
+"""How fast a package is here: load, prefill, decode, memory, and what share of the machine's."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from runtimes.errors import UserError
+from runtimes.generation import Options, generate
+from runtimes.package import Package
+from runtimes.sampling import Sampling
+from runtimes.session import Session
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run's figures; seconds, bytes, tokens. None where the system does not tell."""
+
+    package: str
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    load_seconds: float  # to a session that is ready to run
+    first_token_seconds: float  # load and prefill of the prompt included
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_bytes: int | None  # resident at most, mapped weights included
+    anonymous_bytes: int | None  # resident at the end and not backed by a file
+    bytes_per_token: int  # read from memory to decode one token
+    memory_bandwidth: float  # bytes/s that these threads read, measured here
+    bandwidth_share: float  # of it that decode used
+    machine: str
+    onnxruntime: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def bench(folder: Path, *, prompt_tokens: int, new_tokens: int, threads: int | None) -> Bench:
+    """Open and run a package once: random prompt, sampled reply, so that experts vary by token."""
+    if new_tokens < 2:
+        raise UserError("--new-tokens must be at least 2: decode is timed between tokens")
+    threads = threads or cores()
+    started = time.perf_counter()
+    package = Package.open(folder, threads=threads)
+    session = Session(package)
+    load_seconds = time.perf_counter() - started
+    prompt = np.random.default_rng(0).integers(0, package.manifest.vocab_size, prompt_tokens)
+    options = Options(new_tokens, Sampling(seed=0), stop_ids=frozenset())
+    generation = generate(session, [int(token) for token in prompt], options)
+    next(generation)
+    first_token_seconds = time.perf_counter() - started
+    for _ in generation:
+        pass
+    usage = generation.usage
+    peak, anonymous = memory()
+    bandwidth = memory_bandwidth(threads)
+    # The average past: KV is read as far as it has grown.
+    per_token = bytes_per_token(package, prompt_tokens + new_tokens // 2)
+    decode = usage.decode_tokens_per_second or 0.0
+    return Bench(
+        package=package.manifest.name,
+        threads=threads,
+        prompt_tokens=prompt_tokens,
+        new_tokens=usage.new_tokens,
+        load_seconds=load_seconds,
+        first_token_seconds=first_token_seconds,
+        prefill_tokens_per_second=usage.prefill_tokens_per_second or 0.0,
+        decode_tokens_per_second=decode,
+        peak_bytes=peak,
+        anonymous_bytes=anonymous,
+        bytes_per_token=per_token,
+        memory_bandwidth=bandwidth,
+        bandwidth_share=per_token * decode / bandwidth,
+        machine=machine(),
+        onnxruntime=onnxruntime.__version__,
+    )
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> str:
+    """The processor's name and how many cores of it there are."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        name = next(models, name).partition(":")[2].strip() or name
+    return f"{name}, {cores()} cores"
+
+
+def bytes_per_token(package: Package, past: int) -> int:
+    """Bytes of weights and KV cache that decoding one token reads at `past` tokens of context."""
+    weights, kv = package.manifest.weights, package.manifest.kv
+    active = weights["experts"] * weights["experts_per_token"] // weights["num_experts"]
+    row = 2 * 4 * kv.num_kv_heads * kv.head_dim  # key and value, float32
+    rows = sum(min(past, layer.window or past) for layer in kv.layers)
+    return int(weights["dense"] + active + row * rows)
+
+
+def memory() -> tuple[int | None, int | None]:
+    """This process's (peak resident, anonymous) bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    rollup = Path("/proc/self/smaps_rollup")
+    if not rollup.is_file():
+        return peak, None
+    fields = dict(line.split(":", 1) for line in rollup.read_text().splitlines()[1:])
+    return peak, int(fields["Anonymous"].split()[0]) * 1024
+
+
+def memory_bandwidth(threads: int, seconds: float = 1.0) -> float:
+    """Bytes a second that `threads` threads read from arrays far larger than any cache."""
+    arrays = [np.ones(32 << 20, np.float32) for _ in range(threads)]
+    counts = [0] * threads
+
+    def read(index: int) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            arrays[index].max()  # the widest loads numpy has, and no arithmetic to wait for
+            counts[index] += 1
+
+    workers = [threading.Thread(target=read, args=(index,)) for index in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - started
+    return sum(counts) * arrays[0].nbytes / elapsed

@@ -1,0 +1,131 @@
+"""What the command line shows: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from runtimes.chat import Chat
+
+_ERRORS = Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 1."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+def show(content: Mapping[str, Any], as_json: bool) -> None:
+    """A flat report: JSON, or a line a field."""
+    if as_json:
+        click.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        return
+    width = max(map(len, content))
+    for name, value in content.items():
+        click.echo(f"{name.replace('_', ' '):<{width}}  {_readable(name, value)}")
+
+
+def _readable(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_readable(str(key), item)}" for key, item in value.items())
+    if isinstance(value, int) and "bytes" in name:
+        return f"{value / 1e6:,.1f} MB"
+    if name == "memory_bandwidth":
+        return f"{value / 1e9:.1f} GB/s"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same fields as a table on stdout."""
+    shown = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    Console().print(shown)
+
+
+def _cell(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+@contextmanager
+def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage in turn, told (stage, bytes done, bytes in all)."""
+    with _bars() as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+@contextmanager
+def byte_progress(stage: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar told the bytes since the last call."""
+    with _bars() as bars:
+        task = bars.add_task(stage, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=_ERRORS,
+        transient=True,
+    )
+
+
+def chat_loop(chat: Chat, show_analysis: bool) -> None:
+    """Read lines and stream answers until an empty line or the end of input."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        click.echo("An empty line or Ctrl-D ends the chat, Ctrl-C an answer.", err=True)
+    while text := _next_line(interactive):
+        try:
+            _stream(chat, text, show_analysis)
+        except KeyboardInterrupt:
+            click.echo(" [stopped]", err=True)
+
+
+def _next_line(interactive: bool) -> str:
+    try:
+        return input("> " if interactive else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+        return ""
+
+
+def _stream(chat: Chat, text: str, show_analysis: bool) -> None:
+    channel = None
+    for event in chat.send(text):
+        if event.channel == "analysis" and not show_analysis:
+            continue
+        if show_analysis and event.channel != channel:
+            click.echo(f"{'' if channel is None else chr(10)}[{event.channel}] ", nl=False)
+        channel = event.channel
+        click.echo(event.text, nl=False)
+    click.echo()
+    if chat.finish_reason == "length":
+        click.echo("[cut at the length limit]", err=True)

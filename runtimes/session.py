@@ -1,0 +1,273 @@
+"""A graph with its KV cache: feeds tokens, grows the cache in place, goes back to a prefix."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from runtimes.errors import UserError
+from runtimes.package import Package
+
+FIRST_CAPACITY = 256  # tokens
+# Rows of a windowed buffer beyond its window, as a part of the window. Attention reads every row of
+# the buffer, while moving the window back to its start is paid once in slack + 1 tokens: at 20B's
+# sizes a decode step took 155 us with none, 165 us with a quarter, 213 us with a whole window. A
+# quarter costs next to nothing and lets a rewind go back up to 32 tokens without a snapshot.
+WINDOW_SLACK = 0.25
+SNAPSHOTS = 4  # of 8 MB each at 20B's sizes
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The windowed layers' rows after `length` tokens: one array [kv_heads, L, D] a buffer."""
+
+    length: int
+    rows: list[Floats]
+
+
+class _Buffer:
+    """One KV tensor [B, kv_heads, C, D], bound as past and as present so that it never moves."""
+
+    def __init__(self, past: str, present: str, shape: tuple[int, ...], window: int | None) -> None:
+        self.past, self.present, self.window = past, present, window
+        # Zeros cost nothing until a page is touched, and keep NaNs out of rows nobody wrote.
+        self.array: Floats = np.zeros(shape, np.float32)
+
+    @property
+    def capacity(self) -> int:
+        return int(self.array.shape[2])
+
+    def first_position(self, length: int) -> int:
+        """Position that row 0 holds after `length` tokens: `T - L(T)` in the operator's doc."""
+        if self.window is None or length <= self.capacity:
+            return 0
+        evicted = self.capacity - self.window + 1  # at a time
+        return -(-(length - self.capacity) // evicted) * evicted
+
+    def grow(self, capacity: int, used: int) -> None:
+        batch, heads, _, size = self.array.shape
+        grown = np.zeros((batch, heads, capacity, size), np.float32)
+        grown[:, :, :used] = self.array[:, :, :used]
+        self.array = grown
+
+    def bind(self, binding: onnxruntime.IOBinding) -> None:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(self.array)
+        binding.bind_ortvalue_input(self.past, value)
+        binding.bind_ortvalue_output(self.present, value)
+
+
+class Session:
+    """The running state of `batch` sequences that are fed together.
+
+    A batch starts empty and only moves forward; a single sequence can also be rewound and reuse
+    what it has in common with the next prompt. `max_length` (tokens) allocates the KV cache once,
+    for that many; without it the cache starts small and doubles. Not thread-safe: hold `lock`
+    while you use it.
+    """
+
+    def __init__(self, package: Package, *, batch: int = 1, max_length: int | None = None) -> None:
+        manifest = package.manifest
+        if max_length is not None and not 1 < max_length <= manifest.context_length:
+            raise UserError(
+                f"max_length is {max_length}: it must be from 2 to the package's context length, "
+                f"{manifest.context_length}"
+            )
+        if manifest.kv.dtype != "float32":
+            raise UserError(f"a KV cache of {manifest.kv.dtype} is not supported; float32 is")
+        self.package = package
+        self.batch = batch
+        self.max_length = max_length or manifest.context_length
+        self.lock = threading.Lock()
+        self._graph = package.graph
+        self._binding = self._graph.io_binding()
+        self._capacity = min(max_length or FIRST_CAPACITY, self.max_length)
+        self._buffers = self._make_buffers()
+        self._windowed = [buffer for buffer in self._buffers if buffer.window is not None]
+        for buffer in self._buffers:
+            buffer.bind(self._binding)
+        self._mask = np.zeros((batch, self._capacity), np.int64)
+        self._mask_row = np.zeros(batch * self._capacity, np.int64)
+        self._logits: Floats = np.empty((0, 0, 0), np.float32)
+        self._bind_chunk(1)
+        self.reset()
+
+    def _make_buffers(self) -> list[_Buffer]:
+        kv = self.package.manifest.kv
+        buffers = []
+        for index, layer in enumerate(kv.layers):
+            window = layer.window if layer.windowed else None
+            rows = int(window * (1 + WINDOW_SLACK)) if window else self._capacity
+            shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
+            for part in ("key", "value"):
+                past, present = f"past_key_values.{index}.{part}", f"present.{index}.{part}"
+                buffers.append(_Buffer(past, present, shape, window))
+        return buffers
+
+    def reset(self) -> None:
+        """Forget everything; the buffers stay."""
+        self._slots = 0  # columns of the attention mask in use
+        self._tokens: list[int] = []  # of a single sequence
+        self._snapshots: list[_Snapshot] = []  # by length
+
+    @property
+    def length(self) -> int:
+        """Tokens fed so far; of the longest sequence, holes included, in a batch."""
+        return self._slots
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The single sequence's tokens that the KV cache holds."""
+        return self._tokens
+
+    def feed(
+        self,
+        rows: Sequence[Sequence[int]],
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> Floats:
+        """Feed each sequence its next tokens, right padded to the longest row.
+
+        Returns the logits [B, V] after each sequence's last token: a view that the next call
+        overwrites; garbage for a row that got no token. UserError beyond `max_length`. When the run
+        fails or is terminated, what is left is the longest intact prefix (`length`).
+        """
+        size = max(map(len, rows))
+        end = self._slots + size
+        if end > self.max_length:
+            raise UserError(
+                f"{end} tokens are more than the {self.max_length} this session has room for; "
+                "start a new one, or shorten the conversation"
+            )
+        if end > self._capacity:
+            self._grow(end)
+        if self._ids.shape[1] != size:
+            self._bind_chunk(size)
+        for row, tokens in enumerate(rows):
+            self._ids[row, : len(tokens)] = tokens
+            self._mask[row, self._slots : self._slots + len(tokens)] = 1
+        self._bind_mask(end)
+        try:
+            self._graph.run_with_iobinding(self._binding, run_options)
+        except BaseException:
+            self._mask[:, self._slots : end] = 0
+            self._after_failure(end)
+            raise
+        self._slots = end
+        if self.batch == 1:
+            self._tokens.extend(rows[0])
+        if self._logits.shape[1] == 1:
+            return self._logits[:, 0]
+        last = [max(len(tokens) - 1, 0) for tokens in rows]
+        return self._logits[np.arange(self.batch), last]
+
+    def _grow(self, needed: int) -> None:
+        self._capacity = min(max(2 * self._capacity, needed), self.max_length)
+        for buffer in self._buffers:
+            if buffer.window is None:
+                buffer.grow(self._capacity, self._slots)
+                # Bound one by one, so that only one old buffer is alive beside its successor.
+                buffer.bind(self._binding)
+        mask = np.zeros((self.batch, self._capacity), np.int64)
+        mask[:, : self._slots] = self._mask[:, : self._slots]
+        self._mask = mask
+        self._mask_row = np.zeros(mask.size, np.int64)
+
+    def _bind_chunk(self, size: int) -> None:
+        """Input ids [B, size] and the logits, kept as long as chunks have this size."""
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._ids = np.zeros((self.batch, size), np.int64)
+        self._binding.bind_ortvalue_input("input_ids", value(self._ids))
+        manifest = self.package.manifest
+        shape = (self.batch, size if manifest.logits == "all" else 1, manifest.vocab_size)
+        if self._logits.shape != shape:
+            self._logits = np.empty(shape, np.float32)
+            self._binding.bind_ortvalue_output("logits", value(self._logits))
+
+    def _bind_mask(self, end: int) -> None:
+        """The mask's first `end` columns. Rows of a batch are packed: their stride is `end`."""
+        mask = self._mask[:, :end]
+        if self.batch > 1:
+            packed = self._mask_row[: mask.size].reshape(mask.shape)
+            packed[:] = mask
+            mask = packed
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(mask)
+        self._binding.bind_ortvalue_input("attention_mask", value)
+
+    def _after_failure(self, end: int) -> None:
+        """Nothing was lost unless a windowed layer may have moved its rows for the failed chunk."""
+        if any(b.first_position(end) != b.first_position(self._slots) for b in self._windowed):
+            self._restore_snapshot(self._slots)
+
+    def snapshot(self) -> None:
+        """Make the present length one that `rewind` can come back to exactly.
+
+        Copies the windowed layers' rows. A few snapshots are kept: the newest, and of the others
+        those that spare most tokens from being fed again.
+        """
+        if self._windowed and not any(s.length == self._slots for s in self._snapshots):
+            rows = [
+                buffer.array[0, :, : self._slots - buffer.first_position(self._slots)].copy()
+                for buffer in self._windowed
+            ]
+            self._snapshots.append(_Snapshot(self._slots, rows))
+            if len(self._snapshots) > SNAPSHOTS:
+                lengths = [0, *(s.length for s in self._snapshots)]
+                gaps = np.diff(lengths[:-1])  # the newest stays
+                del self._snapshots[int(gaps.argmin())]
+
+    def rewind(self, length: int) -> int:
+        """Go back to `length` tokens, or as near below it as can be restored exactly.
+
+        Full layers only need the count. A windowed layer's rows are right when none was evicted
+        since, else they come from a snapshot; with neither, nothing is left and 0 is returned.
+        """
+        if self.batch != 1:
+            raise ValueError("a batch cannot be rewound")
+        if not 0 <= length <= self._slots:
+            raise ValueError(f"cannot rewind to {length} of {self._slots} tokens")
+        if not self._same_rows(self._slots, length):
+            self._restore_snapshot(length)
+        else:
+            self._cut(length)
+        return self._slots
+
+    def _same_rows(self, length: int, shorter: int) -> bool:
+        """Whether the windowed rows after `length` tokens begin with those after `shorter`."""
+        return all(b.first_position(length) == b.first_position(shorter) for b in self._windowed)
+
+    def _restore_snapshot(self, length: int) -> None:
+        """Restore the longest prefix of at most `length` tokens that a snapshot holds, or none."""
+        best, reached = None, 0
+        for snapshot in self._snapshots:
+            # A later snapshot serves too when nothing was evicted between the two.
+            within = snapshot.length <= length or self._same_rows(snapshot.length, length)
+            if within and min(snapshot.length, length) > reached:
+                best, reached = snapshot, min(snapshot.length, length)
+        if best:
+            for buffer, rows in zip(self._windowed, best.rows, strict=True):
+                buffer.array[0, :, : rows.shape[1]] = rows
+        self._cut(reached)
+
+    def _cut(self, length: int) -> None:
+        self._mask[:, length : self._slots] = 0
+        self._slots = length
+        del self._tokens[length:]
+        self._snapshots = [s for s in self._snapshots if s.length <= length]
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Keep what the cache has in common with the prompt `ids`; how many tokens need no feeding.
+
+        At least one token is left to feed: the logits after it are what a reply starts from.
+        """
+        common = 0
+        for cached, new in zip(self._tokens, ids[:-1], strict=False):
+            if cached != new:
+                break
+            common += 1
+        return self.rewind(common)

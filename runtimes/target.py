@@ -1,0 +1,98 @@
+"""A target: what one runtime on one kind of machine can run, as a table, not booleans.
+
+Passes ask the table, and `verify_target` refuses every node outside it. A new target is a new
+file in `runtimes/targets/` with a `TARGET`; nothing else names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtimes.errors import UserError
+
+Attribute = frozenset[Any] | None  # the values a kernel takes; None is any
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator of a runtime: element types it computes in and the attributes it knows."""
+
+    dtypes: frozenset[str]
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    inputs: int = 99  # how many of the operator's inputs it reads
+
+    def refusal(self, attributes: Mapping[str, Any], inputs: int) -> str | None:
+        """Why the kernel cannot take a node of these attributes and inputs; None when it can."""
+        for name, value in attributes.items():
+            if name not in self.attributes:
+                return f"attribute {name} is not known there"
+            allowed = self.attributes[name]
+            if allowed is not None and value not in allowed:
+                return f"{name}={value} is not one of {sorted(allowed)}"
+        if inputs > self.inputs:
+            return f"{inputs} inputs where its kernel reads {self.inputs}"
+        return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Everything that export, packages and loaders need to know about where a package runs."""
+
+    name: str
+    description: str
+    provider: str  # ONNX Runtime's execution provider
+    min_runtime: str  # oldest ONNX Runtime that its packages load on
+    opset: int
+    presets: tuple[str, ...]
+    kernels: Mapping[tuple[str, str], Kernel]  # (domain, op)
+    verified: str  # how its packages were checked
+    windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
+    max_data_bytes: int | None = None  # largest data file its loader takes
+    session_config: Mapping[str, str] = field(default_factory=dict)
+
+    def refusal(
+        self, domain: str, op: str, attributes: Mapping[str, Any], inputs: int
+    ) -> str | None:
+        """Why a node cannot run here, in words; None when it can."""
+        kernel = self.kernels.get((domain, op))
+        if kernel is None:
+            return f"{op} on {self.name}: no kernel"
+        why = kernel.refusal(attributes, inputs)
+        return None if why is None else f"{op} on {self.name}: {why}"
+
+
+def load_targets() -> dict[str, Target]:
+    """Every target by name; a target is found by its file being there."""
+    package = importlib.import_module("runtimes.targets")
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name: importlib.import_module(f"runtimes.targets.{name}").TARGET for name in names}
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`; UserError lists those there are."""
+    targets = load_targets()
+    if name not in targets:
+        raise UserError(f"no target {name!r}; there are {', '.join(targets)}")
+    return targets[name]
+
+
+def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
+    """A target as a row of `gptoss targets`."""
+    row: dict[str, Any] = {
+        "name": target.name,
+        "runs_on": target.description,
+        "provider": target.provider,
+        "min_runtime": target.min_runtime,
+        "presets": list(target.presets),
+        "verified": target.verified,
+    }
+    if kernels:
+        row["kernels"] = [
+            f"{domain or 'ai.onnx'}::{op} {'/'.join(sorted(kernel.dtypes)).lower()}"
+            for (domain, op), kernel in sorted(target.kernels.items())
+        ]
+    return row

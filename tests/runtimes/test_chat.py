@@ -1,0 +1,315 @@
+"""Conversations: streaming, history, the KV cache between turns, tool calls, cancelling."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtimes import generation
+from runtimes.chat import Chat, ToolCall
+from runtimes.errors import UserError
+from runtimes.harmony import Event, Message, SystemPrompt, Tool
+from runtimes.package import Package
+from runtimes.session import Session
+from tests.runtimes.conftest import TinyModel
+
+SYSTEM = SystemPrompt(identity="Tiny.", date="2026-01-01")
+TOOL = Tool("weather", "Tells the weather.", {"type": "object", "properties": {}})
+Script = Callable[[str], None]
+
+
+class Spoken(Exception):
+    """The script ended without a stop token."""
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, package: Package) -> Script:
+    """says(text): what the model will answer, marks written out; its logits are still computed.
+
+    The scripted sampler also keeps the logits it was shown, in `says.logits`.
+    """
+    tokens: list[int] = []
+    logits: list[NDArray[np.float32]] = []
+
+    class Scripted:
+        def __init__(self, *_: Any) -> None: ...
+
+        def next(self, scores: NDArray[np.float32]) -> int:
+            logits.append(scores.copy())
+            if not tokens:
+                raise Spoken
+            return tokens.pop(0)
+
+    def script(text: str) -> None:
+        tokens[:] = encode(package, text)
+        logits.clear()
+
+    script.logits = logits  # type: ignore[attr-defined]
+    monkeypatch.setattr(generation, "Sampler", Scripted)
+    return script
+
+
+def encode(package: Package, text: str) -> list[int]:
+    ids: list[int] = []
+    for place, part in enumerate(text.replace("|>", "<|").split("<|")):
+        ids += [package.tokenizer.special(f"<|{part}|>")] if place % 2 else (
+            package.tokenizer.encode(part)
+        )  # fmt: skip
+    return ids
+
+
+def make(package: Package, **others: Any) -> Chat:
+    return Chat(package, system=SYSTEM, **others)
+
+
+def text(events: Iterable[Event]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for event in events:
+        joined[event.channel] = joined.get(event.channel, "") + event.text
+    return joined
+
+
+def rendered(chat: Chat, reply: bool = True) -> list[int]:
+    return chat.package.harmony.render(
+        chat.messages, system=SYSTEM, instructions=chat.instructions, tools=chat.tools, reply=reply
+    )
+
+
+ANSWER = (
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    "<|channel|>final<|message|>Grüße!<|return|>"
+)
+
+
+def test_a_turn_streams_whole_characters(package: Package, says: Script) -> None:
+    chat = make(package)
+    says(ANSWER)
+    events = list(chat.send("Hallo"))
+    assert text(events) == {"analysis": "Hm.", "final": "Grüße!"}
+    assert [event.text for event in events if event.channel == "final"] == list("Grüße!")
+    assert chat.finish_reason == "stop"
+    assert chat.messages == [
+        Message("user", "Hallo"),
+        Message("assistant", "Hm.", "analysis"),
+        Message("assistant", "Grüße!", "final"),
+    ]
+    assert chat.usage.new_tokens == len(encode(package, ANSWER))
+
+
+def test_the_model_sees_the_rendered_conversation(
+    package: Package, model: TinyModel, says: Script
+) -> None:
+    chat = make(package, instructions="Be brief.")
+    for turn in ("One", "Two", "Three"):
+        says(ANSWER)
+        list(chat.send(turn))
+        fresh = rendered(make_like(chat, chat.messages[:-2]))
+        wanted = model.logits([*fresh, *encode(package, ANSWER)])[len(fresh) - 1 : -1]
+        assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
+
+
+def make_like(chat: Chat, messages: list[Message]) -> Chat:
+    other = make(chat.package, instructions=chat.instructions, tools=chat.tools)
+    other.messages = list(messages)
+    return other
+
+
+def test_the_next_turn_goes_back_to_where_the_reply_began(package: Package, says: Script) -> None:
+    chat = make(package)
+    says(ANSWER)
+    list(chat.send("One"))
+    first_prompt = chat.usage.prompt_tokens
+    says(ANSWER)
+    list(chat.send("Two"))
+    assert chat.usage.reused_tokens == first_prompt
+    assert "Hm." not in package.tokenizer.decode(chat.session.tokens[first_prompt:-40])
+    fed = chat.usage.prompt_tokens - chat.usage.reused_tokens
+    final = "<|channel|>final<|message|>Grüße!<|end|><|start|>user<|message|>Two<|end|>"
+    assert fed == len(encode(package, f"{final}<|start|>assistant"))
+
+
+CALL = (
+    "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant to=functions.weather"
+    '<|channel|>commentary <|constrain|>json<|message|>{"city": "Ulm"}<|call|>'
+)
+
+
+def test_a_tool_call_and_its_result(package: Package, model: TinyModel, says: Script) -> None:
+    chat = make(package, tools=[TOOL])
+    says(CALL)
+    events = text(chat.send("Weather?"))
+    assert events == {"analysis": "Ask.", "commentary": '{"city": "Ulm"}'}
+    assert chat.finish_reason == "tool_call"
+    assert chat.tool_calls == [ToolCall("functions.weather", '{"city": "Ulm"}')]
+    held = list(chat.session.tokens)
+
+    chat.add_tool_result("weather", '{"sun": true}')
+    says(ANSWER)
+    assert text(chat.resume())["final"] == "Grüße!"
+    assert (chat.finish_reason, chat.tool_calls) == ("stop", [])
+    # The analysis was kept, and with it everything the cache held.
+    assert chat.usage.reused_tokens == len(held)
+    result = chat.messages[3]
+    assert result == Message("functions.weather", '{"sun": true}', "commentary", "assistant")
+    fresh = rendered(make_like(chat, chat.messages[:4]))
+    wanted = model.logits([*fresh, *encode(package, ANSWER)])[len(fresh) - 1 : -1]
+    assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
+
+    says(ANSWER)
+    list(chat.send("Thanks"))
+    assert chat.usage.reused_tokens > 0
+    assert [m.channel for m in chat.messages].count("analysis") == 3  # history keeps, render drops
+
+
+def test_only_a_call_that_was_made_can_be_answered(package: Package, says: Script) -> None:
+    chat = make(package, tools=[TOOL])
+    with pytest.raises(UserError, match=r"functions\.weather was not asked for: .* no tool"):
+        chat.add_tool_result("weather", "sun")
+    says(CALL)
+    list(chat.send("Weather?"))
+    with pytest.raises(UserError, match=r"functions\.time was not .* called functions\.weather"):
+        chat.add_tool_result("functions.time", "noon")
+
+
+def cut(chat: Chat, question: str, after: str) -> None:
+    """Listen until `after` was said, then cancel, and go on listening."""
+    heard = ""
+    for event in chat.send(question):
+        heard += event.text
+        if heard.endswith(after):
+            chat.cancel()
+    assert heard.endswith(after)
+
+
+def test_a_cancelled_turn_keeps_what_was_said(
+    package: Package, model: TinyModel, says: Script
+) -> None:
+    chat = make(package)
+    says(ANSWER)
+    cut(chat, "One", "Gr")
+    assert chat.finish_reason == "cancelled"
+    assert chat.messages == [Message("user", "One"), Message("assistant", "Gr", "final")]
+    says(ANSWER)
+    assert text(chat.send("Two"))["final"] == "Grüße!"
+    fresh = rendered(make_like(chat, chat.messages[:3]))
+    wanted = model.logits([*fresh, *encode(package, ANSWER)])[len(fresh) - 1 : -1]
+    assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("reply", "after"), [(ANSWER, "H"), (CALL, '{"ci')])
+def test_cancelled_reasoning_and_calls_are_dropped(
+    package: Package, says: Script, reply: str, after: str
+) -> None:
+    chat = make(package, tools=[TOOL])
+    says(reply)
+    cut(chat, "One", after)
+    assert chat.messages == [Message("user", "One")]
+    assert (chat.finish_reason, chat.tool_calls) == ("cancelled", [])
+
+
+def test_cancelling_from_another_thread(package: Package, says: Script) -> None:
+    chat = make(package)
+    says("<|channel|>final<|message|>" + "la" * 500)
+    heard = 0
+    for _ in chat.send("Sing"):
+        heard += 1
+        if heard == 10:
+            thread = threading.Thread(target=chat.cancel)
+            thread.start()
+            thread.join()
+    assert heard == 10
+    assert chat.finish_reason == "cancelled"
+
+
+def test_an_abandoned_turn_is_a_cancelled_one(package: Package, says: Script) -> None:
+    chat = make(package)
+    says("<|channel|>final<|message|>abcdef<|return|>")
+    turn = chat.send("One")
+    assert next(turn) == Event("final", "a")
+    turn.close()  # type: ignore[attr-defined]
+    assert chat.messages == [Message("user", "One"), Message("assistant", "a", "final")]
+    assert chat.finish_reason == "cancelled"
+    says(ANSWER)
+    assert text(chat.send("Two"))["final"] == "Grüße!"
+
+
+def test_a_length_limit(package: Package, says: Script) -> None:
+    chat = make(package)
+    says("<|channel|>final<|message|>abcdef<|return|>")
+    limit = len(encode(package, "<|channel|>final<|message|>abc"))
+    assert text(chat.send("One", max_new_tokens=limit)) == {"final": "abc"}
+    assert chat.finish_reason == "length"
+    assert chat.messages[-1] == Message("assistant", "abc", "final")
+    assert chat.options.max_new_tokens is None
+
+
+def test_one_turn_at_a_time(package: Package, says: Script) -> None:
+    session = Session(package)
+    chat, other = make(package, session=session), make(package, session=session)
+    says("<|channel|>final<|message|>abc<|return|>")
+    turn = chat.send("One")
+    next(turn)
+    with pytest.raises(RuntimeError, match="this chat is answering already"):
+        next(chat.send("Two"))
+    with pytest.raises(RuntimeError, match="this session is generating already"):
+        next(other.send("Two"))
+    assert other.messages == []
+    assert text(turn) == {"final": "bc"}
+    assert len(chat.messages) == 2
+
+
+def test_two_chats_share_a_session(package: Package, model: TinyModel, says: Script) -> None:
+    session = Session(package)
+    chats = [make(package, session=session) for _ in range(2)]
+    for turn in ("One", "Two"):
+        for chat in chats:
+            says(ANSWER)
+            list(chat.send(turn + " of many"))
+            fresh = rendered(make_like(chat, chat.messages[:-2]))
+            wanted = model.logits([*fresh, *encode(package, ANSWER)])[len(fresh) - 1 : -1]
+            assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
+
+
+def test_a_turn_that_fails_leaves_no_trace(package: Package, says: Script) -> None:
+    chat = make(package, session=Session(package, max_length=400))
+    says(ANSWER)
+    list(chat.send("One"))
+    before = list(chat.messages)
+    with pytest.raises(UserError, match="the context holds 400"):
+        list(chat.send("x" * 500))
+    assert chat.messages == before
+    says("<|channel|>final<|message|>half")
+    with pytest.raises(Spoken):
+        list(chat.send("Two"))
+    assert chat.messages == before
+    says(ANSWER)
+    assert text(chat.send("Three"))["final"] == "Grüße!"
+
+
+def test_a_model_that_speaks_for_the_user(package: Package, says: Script) -> None:
+    chat = make(package)
+    says("<|channel|>final<|message|>Yes.<|end|><|start|>user<|message|>Me<|end|><|return|>")
+    list(chat.send("One"))
+    assert chat.messages == [Message("user", "One"), Message("assistant", "Yes.", "final")]
+
+
+def test_it_stops_where_harmony_does(package: Package) -> None:
+    assert make(package).options.stop_ids == {257, 258, 264}
+    assert make(package, stop_ids=frozenset({1})).options.stop_ids == {1}
+
+
+def test_without_a_script(package: Package, model: TinyModel) -> None:
+    """The model itself, greedy as its package says: random bytes, and still a conversation."""
+    chat = make(package, max_new_tokens=25)
+    for turn in range(3):
+        prompt = rendered(make_like(chat, [*chat.messages, Message("user", f"Turn {turn}")]))
+        list(chat.send(f"Turn {turn}"))
+        reply = list(chat.session.tokens)[len(prompt) :]
+        assert reply
+        assert reply == model.choices(prompt, reply)
+        assert chat.finish_reason in ("stop", "length", "tool_call")
