@@ -78,7 +78,7 @@ SEGMENT_BYTES = (
     1024  # of the pool, copied at once: short enough to mix well, long enough to be fast
 )
 SEGMENT_BLOCKS = 64  # the same of MXFP4 blocks, 16 bytes each
-PIECE_BYTES = 1 << 24
+PIECE_UNITS = 1 << 20  # in memory at a time: 16 MiB of blocks, 2 MiB of bf16
 # (suffix of the name, mean, standard deviation) of small tensors: norms near 1, and biases and
 # sinks large enough that an export that loses one of them shows it.
 SMALL = (("norm.weight", 1.0, 0.1), ("sinks", 2.0, 1.5), ("bias", 0.0, 0.2))
@@ -301,7 +301,7 @@ class _Weights:
         self._pools: dict[tuple[str, float], NDArray[np.uint8]] = {}
 
     def pieces(self, name: str, shape: Shape) -> Iterator[NDArray[np.uint8]]:
-        """The tensor's bytes, flat, an expert's slice or PIECE_BYTES at a time."""
+        """The tensor's bytes, flat and in order, 16 MiB at a time at most."""
         for suffix, mean, std in SMALL:
             if name.endswith(suffix):
                 values = self._rng(name).normal(mean, std, math.prod(shape))
@@ -314,18 +314,16 @@ class _Weights:
             pool = self._pool(part, 1 / math.sqrt(shape[2] * MXFP4_BLOCK))
             unit, segment = (16 if part == "blocks" else 1), SEGMENT_BLOCKS
             count = math.prod(shape[:3])
-            piece = count // shape[0]
         else:
             pool = self._pool("bf16", _gain(name, shape) / math.sqrt(shape[1]))
             unit, segment = 2, SEGMENT_BYTES // 2
             count = math.prod(shape)
-            piece = count // shape[0] if len(shape) == 3 else PIECE_BYTES // unit
         windows: NDArray[np.void] = np.ndarray(
             pool.size // unit - segment + 1, f"V{segment * unit}", pool.data, 0, (unit,)
         )
         rng = self._rng(base)
-        for start in range(0, count, piece):
-            units = min(piece, count - start)
+        for start in range(0, count, PIECE_UNITS):
+            units = min(PIECE_UNITS, count - start)
             picked = windows[rng.integers(windows.size, size=-(-units // segment))]
             yield picked.view(np.uint8)[: units * unit]
 

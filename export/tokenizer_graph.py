@@ -52,7 +52,13 @@ def tokenizer_graph(checkpoint: Path, folder: Path) -> dict[str, Any]:
     config = read_json(checkpoint / "tokenizer_config.json")
     onnx.save(_encoder(content, config), folder / ENCODER)
     onnx.save(_decoder(content), folder / DECODER)
-    differs = _differences(tokenizers.Tokenizer.from_file(str(file)), folder)
+    try:
+        differs = _differences(tokenizers.Tokenizer.from_file(str(file)), folder)
+    except RuntimeError as error:  # ONNX Runtime's own: a tokenizer that the ops cannot read
+        for name in (ENCODER, DECODER):
+            (folder / name).unlink()
+        reason = str(error).splitlines()[0]
+        return {"use": "files", "reason": f"onnxruntime-extensions cannot load it: {reason}"}
     return {
         "use": "files" if set(differs) - {NUL} else "graph",
         "graph": ENCODER,

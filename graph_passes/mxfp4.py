@@ -97,8 +97,10 @@ def to_int4(blocks: UInt8, scales: UInt8, block: int = BLOCK) -> tuple[UInt8, Fl
     """The nearest int4 blocks: packed uint8 [..., ceil(K/block) * block / 2] and float32 scales
     [..., ceil(K/block)] with K = G * 32, in the layout of `blockwise.quantize_blocks`.
 
-    Blocks of 16 and 32 get the scale, sign and codes of least squared error, from the histogram of
-    their codes alone; other multiples of 32 span several exponents and are quantized as floats.
+    Blocks of 16 and 32 get the codes, scale and sign of least squared error among all scales from
+    0.5 to 1 times their power of two (larger ones serve only contrived blocks, such as multiples of
+    1.5), from the histogram of their codes alone. Other multiples of 32 span several exponents and
+    are quantized as floats.
     Raises ValueError for shapes that do not agree, for a NaN scale (255), for another block size
     and, where it goes through floats, for a value that float32 does not hold.
     """
@@ -142,8 +144,7 @@ def _nearest(columns: Float32) -> tuple[UInt8, UInt8]:
     if not np.isfinite(largest).all():
         raise ValueError("weights hold NaN or infinity")
     # frexp: largest = m * 2^e with m in [0.5, 1); at 2^(e-3) it lies in [4, 8), where E2M1 ends.
-    exponent = np.frexp(largest)[1] - 3 + 127
-    exponent[largest == 0] = 0
+    exponent = np.clip(np.frexp(largest)[1] - 3 + 127, 0, _MAX_SCALE)
     best = np.full(largest.shape, np.inf, np.float32)
     codes = np.zeros(columns.shape, np.uint8)
     chosen = np.zeros(largest.shape, np.uint8)
@@ -152,8 +153,9 @@ def _nearest(columns: Float32) -> tuple[UInt8, UInt8]:
         unit = columns / _POWERS[byte]
         candidate = _round(unit)
         unit -= VALUES[candidate]
-        # Errors in units of the candidate's own power; 4^neighbour makes them comparable.
-        squares = np.square(unit, out=unit).sum(axis=0) * np.float32(4.0**neighbour)
+        # Errors are in units of the candidate's own power; make them comparable.
+        squares = np.square(unit, out=unit).sum(axis=0)
+        squares = np.ldexp(squares, 2 * (byte.astype(np.int32) - exponent))
         better = squares < best
         np.copyto(best, squares, where=better)
         np.copyto(chosen, byte, where=better)

@@ -128,6 +128,4 @@ class Chat:
                 self.tool_calls.append(ToolCall(str(message.recipient), message.content))
                 self.finish_reason = "tool_call"
             if complete or not (call or message.channel == "analysis"):
-                # Text outside any channel was shown as final.
-                channel = message.channel or "final"
-                self.messages.append(replace(message, channel=channel))
+                self.messages.append(message)

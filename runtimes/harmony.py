@@ -203,11 +203,14 @@ class StreamParser:
     def _close(self) -> list[Event]:
         """Complete the open message and expect the next one's header."""
         events: list[Event] = []
-        header = self._header
-        if header is not None:
-            if _CHANNEL in header or header.lstrip().startswith("to=") or " to=" in header:
-                self._begin(_parse_header(self._role, header))
-            elif header.strip() and (self._role or not "assistant".startswith(header.strip())):
+        if self._header is not None:
+            words = self._header.strip()
+            message = _parse_header(self._role, self._header)
+            _, named, behind = words.partition(_CHANNEL)
+            # Without its content a header still says what it says, but more words are an answer.
+            if message.recipient or (named and len(behind.split()) < 2):
+                self._begin(message)
+            elif words and (self._role or not "assistant".startswith(words)):
                 events = self._give_up_header()
         if self._header is None:
             self.messages.append(replace(self._open, content="".join(self._content)))

@@ -150,13 +150,12 @@ class Sampler:
             # The kept total is known without a filter, or when the cut lies inside `top`.
             target = u * (running[kept - 1] if filtered or everything else total)
             if everything or (kept < len(top) if filtered else running[-1] > target):
-                place = int(np.searchsorted(running, target, side="right"))
-                # Rounding may put the target at the kept total itself.
-                return int(pool[top[min(place, kept - 1)]])
+                # u is at most 1 - 2^-53, so the target is below the kept total, rounded too.
+                return int(pool[top[np.searchsorted(running, target, side="right")]])
             count *= 16
 
     def _kept(self, weights: NDArray[Any], running: NDArray[Any], total: float) -> int:
-        """How many of the ordered tokens top_p and min_p leave, at least one."""
+        """How many of the ordered tokens top_p and min_p leave: never none."""
         before = np.concatenate([[0.0], running[:-1]])
         kept = len(weights)
         if self._options.top_p < 1:
@@ -164,7 +163,7 @@ class Sampler:
         if self._options.min_p > 0:
             # The highest weighs 1, so min_p times the highest probability is weight min_p.
             kept = min(kept, int(np.count_nonzero(weights >= self._options.min_p)))
-        return max(kept, 1)
+        return kept
 
 
 def _at_least_kth(scores: NDArray[Any], k: int) -> NDArray[np.int64]:

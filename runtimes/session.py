@@ -150,12 +150,11 @@ class Session:
             self._bind_chunk(size)
         for row, tokens in enumerate(rows):
             self._ids[row, : len(tokens)] = tokens
-            self._mask[row, self._slots : self._slots + len(tokens)] = 1
+            self._mask[row, self._slots : end] = np.arange(size) < len(tokens)
         self._bind_mask(end)
         try:
             self._graph.run_with_iobinding(self._binding, run_options)
         except BaseException:
-            self._mask[:, self._slots : end] = 0
             self._after_failure(end)
             raise
         self._slots = end
@@ -210,7 +209,7 @@ class Session:
         Copies the windowed layers' rows. A few snapshots are kept: the newest, and of the others
         those that spare most tokens from being fed again.
         """
-        if self._windowed and not any(s.length == self._slots for s in self._snapshots):
+        if self._windowed:
             rows = [
                 buffer.array[0, :, : self._slots - buffer.first_position(self._slots)].copy()
                 for buffer in self._windowed
@@ -255,7 +254,6 @@ class Session:
         self._cut(reached)
 
     def _cut(self, length: int) -> None:
-        self._mask[:, length : self._slots] = 0
         self._slots = length
         del self._tokens[length:]
         self._snapshots = [s for s in self._snapshots if s.length <= length]

@@ -14,7 +14,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from damage import SHARDED_CASES, SINGLE_CASES, UP, Damage, config, edit_tensors, shards
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
@@ -23,6 +22,15 @@ from safetensors.torch import load_file
 from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, DenseExperts, Mxfp4Experts
 from export.synthetic import synthesize
 from runtimes.errors import UserError
+from tests.export.damage import (
+    SHARDED_CASES,
+    SINGLE_CASES,
+    UP,
+    Damage,
+    config,
+    edit_tensors,
+    shards,
+)
 
 Copy = Callable[[Path], Path]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -15,14 +15,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GptOssConfig, GptOssForCausalLM
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+from transformers import GptOssForCausalLM
 
 from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, DenseExperts, Mxfp4Experts
 from export.synthetic import GEOMETRIES, synthesize
 from runtimes.errors import UserError
 
-Tensors = dict[str, torch.Tensor]
 # The published geometries' vocabulary with little else, for what depends on ids.
 SMALL = {
     "layers": 2,
@@ -45,21 +43,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> GptOssForCausalLM:
-    """The checkpoint in transformers; MXFP4 by its dequantizer; its loader needs accelerate."""
-    if Checkpoint.open(folder).expert_format == "dense":
-        return GptOssForCausalLM.from_pretrained(folder, dtype=dtype).float().eval()
-    state: Tensors = {}
-    for file in folder.glob("*.safetensors"):
-        state |= load_file(file)
-    for blocks in [name for name in state if name.endswith("_blocks")]:
-        base = blocks.removesuffix("_blocks")
-        scales = state.pop(f"{base}_scales")
-        state[base] = convert_moe_packed_tensors(state.pop(blocks), scales, dtype=dtype)
-    config = json.loads((folder / "config.json").read_text())
-    del config["quantization_config"]
-    model = GptOssForCausalLM(GptOssConfig.from_dict(config))
-    model.load_state_dict(state, strict=True)
+def load(folder: Path) -> GptOssForCausalLM:
+    """The checkpoint in transformers, which unpacks MXFP4 where there is no GPU."""
+    model, info = GptOssForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info  # nothing missing, left over or of another shape
     return model.float().eval()
 
 
@@ -135,6 +124,12 @@ def test_lost_attention_part_shows(dense: Path, part: str, layer: int) -> None:
 def test_lost_bias_shows(dense: Path, name: str) -> None:
     name = f"model.layers.0.{name}"
     assert_shows(dense, lambda model: model.get_parameter(name).data.zero_())
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_softmax_without_sinks_shows(dense: Path, layer: int) -> None:
+    name = f"model.layers.{layer}.self_attn.sinks"
+    assert_shows(dense, lambda model: model.get_parameter(name).data.fill_(-1e4))
 
 
 def test_lost_window_shows(dense: Path) -> None:

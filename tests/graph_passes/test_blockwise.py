@@ -54,7 +54,7 @@ def test_layout_is_the_scalar_one(bits, k, block):
     limit = 1.01 * np.repeat(np.abs(scales), block, axis=-1)[..., :k]
     if bits == 8:
         assert (np.abs(values - weight) <= limit).all()
-    else:  # the 4-bit search may clip its extreme from 10.2 to 8, and refits the scale
+    else:  # the 4-bit search may clip its extreme from 9.5 to 8, and refits the scale
         assert (np.abs(values - weight) <= 2.5 * limit).all()
     # The padding holds the zero code.
     full = dequantize_blocks(packed, scales, bits, block, groups * block)
@@ -79,8 +79,11 @@ def test_int4_is_nowhere_worse_than_rounding_to_an_eighth_of_the_maximum(block, 
     assert errors.sum() < 0.97 * plain.sum()
 
 
-@pytest.mark.parametrize(("block", "bar"), [(16, 0.071), (32, 0.082), (64, 0.091), (128, 0.098)])
+@pytest.mark.parametrize(
+    ("block", "bar"), [(16, 0.0699), (32, 0.0810), (64, 0.0900), (128, 0.0967)]
+)
 def test_int4_error_on_gaussian_weights(block, bar):
+    # Measured, rounded up by 0.2%: one position fewer on either side of 7.5 exceeds it.
     weight = gaussian(200, 2560)
     packed, scales = quantize_blocks(weight, 4, block)
     assert relative_rms(dequantize_blocks(packed, scales, 4, block, 2560), weight) < bar
@@ -184,15 +187,16 @@ def test_errors():
         with pytest.raises(ValueError, match="no weights"):
             quantize_blocks(np.zeros(shape, np.float32), 4, 32)
     packed, scales = quantize_blocks(gaussian(2, 64), 4, 32)
+    with pytest.raises(ValueError, match="are not"):
+        dequantize_blocks(packed[:, :0], scales[:, :0], 4, 32, 0)
     for args in ((8, 32, 64), (4, 16, 64), (4, 32, 65), (4, 32, 32), (4, 32, 0)):
         with pytest.raises(ValueError, match="are not"):
             dequantize_blocks(packed, scales, *args)
 
 
-@pytest.mark.parametrize("view", ["rows", "transposed"])
-def test_temporaries_are_bounded(view):
-    weight = gaussian(2048, 4096)
-    weight = weight if view == "rows" else weight.T  # 32 MiB; a copy of it would show
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 0, 2)])
+def test_temporaries_are_bounded(axes):
+    weight = gaussian(4, 1024, 2048).transpose(axes)  # 32 MiB; a copy of it would show
     tracemalloc.start()
     packed, scales = quantize_blocks(weight, 4, 32)
     peak = tracemalloc.get_traced_memory()[1]

@@ -248,6 +248,21 @@ def test_a_length_limit(package: Package, says: Script) -> None:
     assert chat.options.max_new_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("said", "missing", "heard"),
+    [("<|channel|>final<|message|>Grü", 1, "Gr\ufffd"), ("no header", 0, "no header")],
+    ids=["half a character", "a header that never ended"],
+)
+def test_a_cut_reply_gives_all_it_held(
+    package: Package, says: Script, said: str, missing: int, heard: str
+) -> None:
+    chat = make(package)
+    says(said)
+    limit = len(encode(package, said)) - missing
+    assert text(chat.send("One", max_new_tokens=limit)) == {"final": heard}
+    assert chat.messages[-1] == Message("assistant", heard, "final")
+
+
 def test_one_turn_at_a_time(package: Package, says: Script) -> None:
     session = Session(package)
     chat, other = make(package, session=session), make(package, session=session)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -12,7 +15,7 @@ import pytest
 
 from runtimes.errors import UserError
 from runtimes.generation import Options, Usage, generate, generate_batch
-from runtimes.package import Package
+from runtimes.package import MANIFEST, Package, write_manifest
 from runtimes.sampling import Sampling
 from runtimes.session import Session
 from tests.runtimes.conftest import CONTEXT, TinyModel
@@ -66,11 +69,19 @@ def test_a_stop_token_ends_it_and_is_given(
     assert last.finish_reason == "stop"  # though it is also the last one allowed
 
 
-def test_the_packages_defaults_are_used(package: Package, model: TinyModel, prompt: Prompt) -> None:
+def test_the_packages_defaults_are_used(
+    package_folder: Path, tmp_path: Path, model: TinyModel, prompt: Prompt
+) -> None:
+    """Greedy, and stopping at the end token that its generation_config.json names."""
     ids = prompt(12)
-    tokens = list(generate(Session(package), ids, Options(max_new_tokens=15)))
-    assert tokens == model.greedy(ids, 15)[: len(tokens)]
-    assert len(tokens) == 15 or tokens[-1] in {257, 258, 264}
+    wanted = model.greedy(ids, 15)
+    folder = Path(shutil.copytree(package_folder, tmp_path / "copy"))
+    config = {"eos_token_id": wanted[8], "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
+    generation = generate(Session(Package.open(folder)), ids, Options(max_new_tokens=15))
+    assert list(generation) == wanted[: wanted.index(wanted[8]) + 1]
+    assert generation.finish_reason == "stop"
 
 
 def test_a_seed_repeats_a_reply(package: Package, prompt: Prompt) -> None:
@@ -99,6 +110,21 @@ def test_a_batch_equals_each_alone(package: Package, model: TinyModel, prompt: P
         assert (result.usage.prompt_tokens, result.usage.new_tokens) == (len(ids), count)
 
 
+def test_finished_rows_idle(
+    package: Package, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[list[int]] = []
+    feed = Session.feed
+
+    def spy(session: Session, rows: Sequence[Sequence[int]], *others: Any) -> Any:
+        fed.append([len(row) for row in rows])
+        return feed(session, rows, *others)
+
+    monkeypatch.setattr(Session, "feed", spy)
+    generate_batch(package, [prompt(9), prompt(4)], [options(2), options(4)])
+    assert fed == [[9, 4], [1, 1], [0, 1], [0, 1]]
+
+
 def test_a_sampled_batch_equals_each_alone(package: Package, prompt: Prompt) -> None:
     prompts = [prompt(n, seed) for seed, n in enumerate((40, 3, 17))]
     chosen = [options(25, sampling=Sampling(seed=seed, top_p=0.9)) for seed in range(3)]
@@ -119,6 +145,7 @@ def test_the_context_is_a_limit(package: Package) -> None:
     generation = generate(session, [5] * 15, Options(stop_ids=NEVER))
     assert len(list(generation)) == 5
     assert generation.finish_reason == "length"
+    assert len(list(generate(session, [5] * 15, options(50)))) == 5
     with pytest.raises(UserError, match=r"has 20 tokens, the context holds 20 .* by 1 tokens"):
         generate(session, [5] * 20)
     with pytest.raises(UserError, match=f"has {CONTEXT + 3} tokens, the context holds {CONTEXT}"):
@@ -138,8 +165,11 @@ def test_options_are_checked() -> None:
 def test_usage_and_reuse(package: Package, model: TinyModel, prompt: Prompt) -> None:
     session, ids = Session(package), prompt(50)
     first = generate(session, ids, options(10))
-    reply = list(first)
+    reply = [next(first)]
+    first_token_seconds = first.usage.first_token_seconds
+    reply += first
     usage = first.usage
+    assert usage.first_token_seconds == first_token_seconds
     assert (usage.prompt_tokens, usage.reused_tokens, usage.new_tokens) == (50, 0, 10)
     assert usage.first_token_seconds is not None
     assert 0 < usage.prefill_seconds <= usage.first_token_seconds

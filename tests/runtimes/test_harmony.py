@@ -153,7 +153,7 @@ NESTED: dict[str, Any] = {
         "flag": {"type": "boolean", "default": False},
         "tags": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
         "anything": {"type": "array", "default": []},
-        "either": {"type": ["integer", "null"], "default": None},
+        "either": {"type": ["integer", "null"], "default": None, "nullable": True},
         "unknown": {"description": "no type"},
         "strange": {"type": "null"},
         "legs": {
@@ -177,6 +177,7 @@ NESTED: dict[str, Any] = {
                 {"type": "string", "description": "a name", "default": "x"},
                 {"type": "object", "properties": {"id": {"type": "integer"}}, "nullable": True},
                 {"type": "string", "enum": ["p", "q"], "default": "p", "description": "letter"},
+                {"type": "boolean", "description": "One of them"},
             ],
         },
         "same": {

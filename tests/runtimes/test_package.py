@@ -51,6 +51,11 @@ def test_fields_of_the_future_are_passed_over(copy: Path) -> None:
     assert Manifest.load(copy) == Manifest.load(copy)
 
 
+def test_versions_are_numbers(copy: Path) -> None:
+    edit(copy, min_runtime="1.4")  # "4" sorts behind "32"
+    assert Manifest.load(copy).min_runtime == "1.4"
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     assert "is not a package" in one_line_error(tmp_path)
 

@@ -68,6 +68,7 @@ def test_splitmix64_matches_its_published_sequence() -> None:
         {"repetition_penalty": 1.3, "top_p": 0.7},
         {"repetition_penalty": 0.5, "temperature": 2.0},
         {"top_k": V + 5},
+        {"top_k": 1},
     ],
     ids=str,
 )
@@ -93,6 +94,22 @@ def test_filters_keep_what_transformers_keeps() -> None:
         sampler = Sampler(sampling, [])
         sampler._random.uniform = lambda u=u: u  # type: ignore[method-assign, misc]
         assert probabilities[sampler.next(scores)] == end
+
+
+@pytest.mark.parametrize(
+    ("u", "sampling", "token"),
+    [
+        (0.5, Sampling(), 2),  # the first token at which the running total exceeds u
+        (0.99, Sampling(top_p=0.5), 1),  # the third has half the mass before it: dropped
+        (0.99, Sampling(top_p=0.51), 2),
+        (0.0, Sampling(), 0),
+        (1 - 2**-53, Sampling(top_p=1e-300, min_p=1.0), 0),
+    ],
+)
+def test_exact_boundaries(u: float, sampling: Sampling, token: int) -> None:
+    sampler = Sampler(sampling, [])
+    sampler._random.uniform = lambda: u  # type: ignore[method-assign]
+    assert sampler.next(np.zeros(4, np.float32)) == token
 
 
 def test_equal_scores_go_by_id() -> None:

@@ -95,6 +95,17 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
         " to=functions.f<|channel|>commentary<|call|>",
         [reply("", "commentary", recipient="functions.f")],
     ),
+    "nothing but a channel": ("<|channel|>analysis<|end|>", [reply("", "analysis")]),
+    "cut off in the channel": (
+        "<|message|>a<|end|><|start|>assistant<|channel|>",
+        [reply("a"), reply("")],
+    ),
+    "answer without its mark": ("<|channel|>final Hi there<|return|>", [reply(" Hi there")]),
+    "answer in the channel": ("<|channel|>Hi there<|return|>", [reply("Hi there")]),
+    "only a recipient": (
+        "to=functions.f<|call|>",
+        [reply("", "commentary", recipient="functions.f")],
+    ),
     "empty recipient": ("<|channel|>final to=<|message|>Hi<|end|>", [reply("Hi")]),
     "no channel": ("<|message|>Hi<|return|>", [reply("Hi")]),
     "empty channel": ("<|channel|><|message|>Hi<|return|>", [reply("Hi")]),
@@ -111,6 +122,14 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
     "channel amid content": (
         "<|channel|>analysis<|message|>Hm<|channel|>final<|message|>Hi<|return|>",
         [reply("Hm", "analysis"), reply("Hi")],
+    ),
+    "another's odd channel amid content": (
+        "<|message|>a<|start|>functions.f<|channel|>commentary<|message|>b<|channel|>odd<|message|>c",
+        [
+            reply("a"),
+            Message("functions.f", "b", "commentary"),
+            Message("functions.f", "c", "odd"),
+        ],
     ),
     "start amid content": (
         "<|channel|>analysis<|message|>Hm<|start|>assistant<|channel|>final<|message|>Hi",
@@ -135,6 +154,23 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
         f"<|channel|>analysis {LONG}<|end|>",
         [reply(f" {LONG}", "analysis")],
     ),
+    "marks in a long text without header": (
+        f"{LONG[:99]}<|constrain|><|channel|>{LONG}",
+        [reply(LONG[:99] + LONG)],
+    ),
+    "space behind the type's mark": (
+        "<|channel|>commentary to=functions.f <|constrain|> json<|message|>{}<|call|>",
+        [reply("{}", "commentary", recipient="functions.f", content_type="<|constrain|>json")],
+    ),
+    "type without a channel": (
+        "<|channel|><|constrain|>json<|message|>{}",
+        [reply("{}", content_type="<|constrain|>json")],
+    ),
+    "type without a role": (
+        "<|message|>a<|end|><|channel|>final json<|message|>{}",
+        [reply("a"), reply("{}", content_type="json")],
+    ),
+    "role twice": ("assistant<|channel|>final<|message|>Hi", [reply("Hi")]),
     "stops only": ("<|end|><|return|><|call|><|start|><|end|><|endoftext|>", []),
     "spaces only": (" \n<|end|>", []),
 }
