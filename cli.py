@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,6 +108,7 @@ def export_command(
         full_kv,
     )
     checkpoint = Checkpoint.open(model, revision)
+    _warn(options.target, options.quantization.describe())
     output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}"
     if dry_run:
         show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
@@ -158,6 +160,20 @@ def inspect(path: str, as_json: bool) -> None:
     show(describe(path), as_json)
 
 
+def _open(folder: Path, threads: int | None) -> Any:
+    from runtimes.package import Package
+    from runtimes.target import get_target
+
+    package = Package.open(folder, threads=threads)
+    _warn(get_target(package.manifest.target), package.manifest.recipe)
+    return package
+
+
+def _warn(target: Any, recipe: Mapping[str, str]) -> None:
+    if why := target.slow_here(recipe.get("experts", "")):
+        click.echo(f"Warning: {why}", err=True)
+
+
 def generation_options(command: Any) -> Any:
     """The sampling options that generate and chat share; unset ones are the package's."""
     for option in reversed(
@@ -207,9 +223,8 @@ def generate(
     gptoss generate build/demo-cpu-int4 "What does os.path.join do?"
     """
     from runtimes.answer import answer
-    from runtimes.package import Package
 
-    opened = Package.open(package, threads=threads)
+    opened = _open(package, threads)
     answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
     if as_json:
         click.echo(json.dumps(answers, ensure_ascii=False, indent=2))
@@ -238,9 +253,8 @@ def chat(
     """
     from runtimes.chat import Chat
     from runtimes.harmony import SystemPrompt
-    from runtimes.package import Package
 
-    opened = Package.open(package, threads=threads)
+    opened = _open(package, threads)
     conversation = Chat(
         opened,
         system=SystemPrompt(reasoning=reasoning),
@@ -266,6 +280,7 @@ def bench(
     """
     from runtimes.bench import bench as run
 
+    _open(package, threads)
     figures = run(package, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads)
     show(figures.as_dict(), as_json)
 

@@ -55,7 +55,7 @@ def bench(folder: Path, *, prompt_tokens: int, new_tokens: int, threads: int | N
     session = Session(package)
     load_seconds = time.perf_counter() - started
     prompt = np.random.default_rng(0).integers(0, package.manifest.vocab_size, prompt_tokens)
-    options = Options(new_tokens, Sampling(seed=0), stop_ids=frozenset())
+    options = Options(new_tokens, Sampling(top_k=50, seed=0), stop_ids=frozenset())
     generation = generate(session, [int(token) for token in prompt], options)
     next(generation)
     first_token_seconds = time.perf_counter() - started

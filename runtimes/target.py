@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from runtimes.errors import UserError
@@ -53,6 +54,8 @@ class Target:
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
     max_data_bytes: int | None = None  # largest data file its loader takes
     session_config: Mapping[str, str] = field(default_factory=dict)
+    # x86 processor features without which a format of experts runs, but far too slowly to use.
+    wanted_features: Mapping[str, str] = field(default_factory=dict)
 
     def refusal(
         self, domain: str, op: str, attributes: Mapping[str, Any], inputs: int
@@ -63,6 +66,18 @@ class Target:
             return f"{op} on {self.name}: no kernel"
         why = kernel.refusal(attributes, inputs)
         return None if why is None else f"{op} on {self.name}: {why}"
+
+    def slow_here(self, experts: str) -> str | None:
+        """Why experts of that format are slow on this machine, and what to do; None if not."""
+        feature = self.wanted_features.get(experts)
+        info = Path("/proc/cpuinfo")
+        flags = info.read_text() if info.is_file() else ""
+        if feature is None or "flags" not in flags or feature in flags.split():
+            return None
+        return (
+            f"{experts} experts are slow here: their kernel wants {feature}, which this processor "
+            "lacks; --quant int8 holds the same experts exactly, int4 is fastest"
+        )
 
 
 def load_targets() -> dict[str, Target]:

@@ -68,7 +68,8 @@ def read_model(folder: Path) -> GptOssForCausalLM:
     """The checkpoint as Hugging Face's model in fp32, with every expert weight dequantized."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del settings["quantization_config"]
-    model: Any = GptOssForCausalLM(GptOssConfig(**settings, attn_implementation="eager"))
+    config = GptOssConfig(**settings, attn_implementation="eager")
+    model: GptOssForCausalLM = GptOssForCausalLM(config)  # type: ignore[no-untyped-call]
     tensors = load_file(folder / "model.safetensors")
     state = {}
     for name, tensor in tensors.items():
@@ -78,7 +79,7 @@ def read_model(folder: Path) -> GptOssForCausalLM:
         elif not name.endswith("_scales"):
             state[name] = tensor.float()
     model.load_state_dict(state, strict=True)
-    model.eval()
+    model.train(False)
     return model
 
 

@@ -122,7 +122,8 @@ def train(harmony: Harmony, work: Path, epochs: int, mxfp4_from: float) -> GptOs
     """The trained model. `mxfp4_from`: from which share of the steps experts are rounded."""
     torch.manual_seed(SEED)
     pairs = read_pairs(harmony)
-    model = GptOssForCausalLM(configuration(harmony.tokenizer, 4096)).train()
+    config = configuration(harmony.tokenizer, 4096)
+    model: GptOssForCausalLM = GptOssForCausalLM(config)  # type: ignore[no-untyped-call]
     runner = SharedPrefix(model)
     optimizer = torch.optim.AdamW(model.parameters(), PEAK, weight_decay=0.0, fused=True)
     per_epoch = math.ceil(len(pairs) / BATCH)
@@ -143,7 +144,7 @@ def train(harmony: Harmony, work: Path, epochs: int, mxfp4_from: float) -> GptOs
         batch = batches[place]
         loss, right = runner.loss(batch.prefix, batch.segments, batch.lengths, batch.targets)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

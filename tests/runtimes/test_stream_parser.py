@@ -202,6 +202,13 @@ def test_text_comes_as_soon_as_it_is_whole(tokenizer: Tokenizer) -> None:
     assert parser.messages == []
 
 
+def test_a_header_that_never_ends_is_not_held_back(tokenizer: Tokenizer) -> None:
+    parser = StreamParser(tokenizer)
+    said = [event.text for token in encode(tokenizer, LONG) for event in parser.feed(token)]
+    assert "".join(said) == LONG
+    assert len(said) > 10  # the first 256 characters at once, the rest as it comes
+
+
 def test_half_a_character_is_flushed_with_its_message(tokenizer: Tokenizer) -> None:
     half = encode(tokenizer, "🎉", by_byte=True)[:2]
     ids = encode(tokenizer, "<|channel|>analysis<|message|>") + half

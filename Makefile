@@ -1,0 +1,45 @@
+# Every target sets itself up: a virtual environment in .venv, made once for each pyproject.toml.
+MODEL ?= demo
+TARGET ?= cpu
+QUANT ?= int4
+NAME = $(notdir $(patsubst %/,%,$(MODEL)))
+OUT ?= build/$(NAME)-$(TARGET)-$(QUANT)
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEV = $(VENV)/.dev
+SOURCES = $(shell find export graph_passes runtimes evaluation -name '*.py') cli.py
+
+.PHONY: export test chat bench lint verify clean
+
+export: $(OUT)/manifest.json
+
+# A package is made again when the code, the recipe or a local checkpoint is newer than it.
+$(OUT)/manifest.json: $(DEV) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json)
+	$(BIN)/gptoss export $(MODEL) --target $(TARGET) --quant $(QUANT) --output $(OUT) --force
+
+chat: export
+	$(BIN)/gptoss chat $(OUT)
+
+bench: export
+	$(BIN)/gptoss bench $(OUT)
+
+verify: export
+	$(BIN)/gptoss verify $(OUT) --against $(MODEL)
+
+test: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(DEV): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

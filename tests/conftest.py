@@ -1,0 +1,53 @@
+"""The demo checkpoint and its packages, each exported once a session when first asked for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from export.checkpoint import Checkpoint
+from export.exporter import Options, export
+from graph_passes.quantization import Quantization
+from runtimes.target import get_target
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "demo"
+DemoPackage = Callable[..., Path]
+
+
+def export_demo(output: Path, preset: str = "int4", **options: bool) -> Path:
+    """A package of the demo; `options` are those of `export.exporter.Options`."""
+    made = Options(get_target("cpu"), Quantization.parse(preset, ()), **options)
+    export(Checkpoint.open(str(DEMO)), made, output, lambda stage, done, total: None)
+    return output
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def demo_package(tmp_path_factory: pytest.TempPathFactory) -> DemoPackage:
+    """The demo's package of a preset; not to be changed: copy it first."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def get(preset: str, *, full_kv: bool = False) -> Path:
+        key = preset, full_kv
+        if key not in made:
+            folder = tmp_path_factory.mktemp("demo") / f"{preset}{'-full' if full_kv else ''}"
+            made[key] = export_demo(folder, preset, full_kv=full_kv)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def keep_sigterm() -> Iterator[None]:
+    """The command line handles SIGTERM; in this process its handler must not outlive the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

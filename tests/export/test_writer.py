@@ -1,0 +1,118 @@
+"""Data files: every byte of every weight once, aligned, in the order of use, hashed, in shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from export.checkpoint import Checkpoint
+from export.exporter import Options, plan
+from export.synthetic import synthesize
+from export.writer import CACHE_LINE, EMBEDDED_BYTES, PAGE, DataWriter
+from graph_passes.quantization import Quantization
+from graph_passes.weights import StreamedTensor
+from runtimes.errors import UserError
+from runtimes.target import get_target
+
+NAME = "model.onnx.data"
+Planned = Callable[[], ir.Model]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """A new target graph each time: writing rebinds its weights."""
+    folder = tmp_path_factory.mktemp("writer") / "tiny"
+    checkpoint = Checkpoint.open(str(synthesize(folder, geometry="tiny", layers=1)))
+    options = Options(get_target("cpu"), Quantization.parse("int4", ()))
+    return lambda: plan(checkpoint, options).model
+
+
+def weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {name: value.const_value for name, value in model.graph.initializers.items()}
+
+
+def stored(model: ir.Model) -> list[ir.ExternalTensor]:
+    """External tensors in the order in which nodes read them."""
+    read = (value for node in model.graph for value in node.inputs if value is not None)
+    found = {value.name: value.const_value for value in read if value.is_initializer()}
+    return [tensor for tensor in found.values() if isinstance(tensor, ir.ExternalTensor)]
+
+
+def test_every_weight_is_there_aligned_and_in_order_of_use(
+    planned: Planned, tmp_path: Path
+) -> None:
+    model, counts = planned(), list[int]()
+    expected = {name: tensor.numpy() for name, tensor in weights(model).items()}
+    writer = DataWriter(tmp_path, NAME, progress=counts.append)
+    writer.write(model.graph)
+    tensors = stored(model)
+    embedded = {name: t for name, t in weights(model).items() if not isinstance(t, ir.ExternalTensor)}
+    assert {t.name for t in tensors} | set(embedded) == set(expected)
+    for name, tensor in weights(model).items():
+        np.testing.assert_array_equal(tensor.numpy(), expected[name], strict=True)
+    assert all(t.nbytes < EMBEDDED_BYTES for t in embedded.values())
+    assert all(t.nbytes >= EMBEDDED_BYTES for t in tensors)
+    assert {t.nbytes >= PAGE for t in tensors} == {True, False}  # both alignments occur
+    assert all(t.offset % (PAGE if t.nbytes >= PAGE else CACHE_LINE) == 0 for t in tensors)
+    assert all(a.offset + a.length <= b.offset < a.offset + a.length + PAGE
+               for a, b in pairwise(tensors))  # fmt: skip
+    data = (tmp_path / NAME).read_bytes()
+    assert len(data) == tensors[-1].offset + tensors[-1].length
+    assert sum(counts) == sum(t.nbytes for t in tensors)
+    assert writer.sha256 == {NAME: hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("limit", [PAGE, 3 * PAGE + 100])
+def test_shards_hold_at_most_so_many_bytes(limit: int, planned: Planned, tmp_path: Path) -> None:
+    model, whole = planned(), planned()
+    writer = DataWriter(tmp_path, NAME, max_bytes=limit)
+    writer.write(model.graph)
+    tensors = stored(model)
+    files = list(dict.fromkeys(t.location for t in tensors))
+    assert files == [NAME, *(f"{NAME}.{i}" for i in range(1, len(files)))]
+    assert len(files) > 1
+    assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
+    for file in files:
+        data = (tmp_path / file).read_bytes()
+        assert writer.sha256[file] == hashlib.sha256(data).hexdigest()
+        inside = [t for t in tensors if t.location == file]
+        assert len(data) <= max(limit, inside[0].nbytes)  # one tensor is never split
+    for name, tensor in weights(whole).items():
+        np.testing.assert_array_equal(weights(model)[name].numpy(), tensor.numpy(), strict=True)
+
+
+def test_each_weight_is_read_once(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reads = planned(), list[str]()
+    for name, tensor in weights(model).items():
+        if isinstance(tensor, StreamedTensor):
+            chunks = tensor.chunks
+
+            def counted(name: str = name, chunks: Callable = chunks) -> object:
+                reads.append(name)
+                return chunks()
+
+            monkeypatch.setattr(tensor, "chunks", counted)
+    DataWriter(tmp_path, NAME).write(model.graph)
+    assert len(reads) == len(set(reads)) > 10
+
+
+def test_a_full_disk_is_said_in_one_line(planned: Planned, tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to("/dev/full")  # every write to it is ENOSPC
+    with pytest.raises(UserError, match="No space left on device"):
+        DataWriter(tmp_path, NAME).write(planned().graph)
+
+
+def test_a_stream_that_ends_early_is_an_error(planned: Planned, tmp_path: Path) -> None:
+    model = planned()
+    tensor = next(t for t in weights(model).values() if isinstance(t, StreamedTensor))
+    tensor.chunks = lambda: iter([np.zeros(3, np.uint8)])
+    with pytest.raises(AssertionError, match=f"{tensor.name}: 3 of"):
+        DataWriter(tmp_path, NAME).write(model.graph)

@@ -1,0 +1,72 @@
+"""Formats and presets from text, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from graph_passes.quantization import FP32, INT4, INT8, MXFP4, PRESETS, Format, Quantization
+from runtimes.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("fp32", FP32),
+        ("mxfp4", MXFP4),
+        ("int8", INT8),
+        ("int4", INT4),
+        ("int4:128", Format("int", 4, 128)),
+        ("int8:16", Format("int", 8, 16)),
+    ],
+)
+def test_formats(text: str, form: Format) -> None:
+    assert Format.parse(text) == form
+    assert Format.parse(str(form)) == form
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int2", "int4:", "int4:48", "int4:32 ", "INT4", "mxfp4:32", "fp16", "int4:32:1"]
+)
+def test_texts_that_are_no_format(text: str) -> None:
+    with pytest.raises(UserError, match="is not a format; use fp32") as caught:
+        Format.parse(text)
+    assert repr(text) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_presets() -> None:
+    assert {name: preset.name for name, preset in PRESETS.items()} == {n: n for n in PRESETS}
+    assert Quantization.parse("mxfp4").describe() == {
+        "embedding": "int8:32",
+        "qkv": "int8:32",
+        "o": "int8:32",
+        "experts": "mxfp4",
+        "lm_head": "int8:32",
+    }
+    assert set(Quantization.parse("int4").describe().values()) == {"int4:32"}
+
+
+def test_changes_are_of_one_group_each() -> None:
+    chosen = Quantization.parse("int4", ["lm_head=int8:64", "experts=mxfp4"])
+    assert chosen.name == "int4"
+    assert chosen.describe() == PRESETS["int4"].describe() | {
+        "lm_head": "int8:64",
+        "experts": "mxfp4",
+    }
+    assert Quantization.parse("int4") == PRESETS["int4"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "why"),
+    [
+        ("int2", "qkv=int4", "no preset 'int2'; there are fp32, int8, int4, mxfp4"),
+        ("int4", "router=int4", "write group=format, group embedding, qkv, o, experts, lm_head"),
+        ("int4", "name=int4", "write group=format"),
+        ("int4", "qkv", "'' is not a format"),
+        ("int4", "qkv=", "'' is not a format"),
+        ("int4", "qkv=int3", "'int3' is not a format"),
+        ("int4", "lm_head=mxfp4", "only experts can be mxfp4"),
+    ],
+)
+def test_changes_that_are_none(preset: str, change: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        Quantization.parse(preset, [change])
