@@ -16,7 +16,7 @@ from runtimes.target import get_target
 
 
 def verify(folder: Path, progress: Callable[[int], None]) -> list[str]:
-    """What is wrong with a package, one line each; empty when files, kernels and a run are right."""
+    """What is wrong with a package, a line each: its bytes, else its kernels and a run."""
     problems = check_files(folder, progress)
     return problems or [*_kernels(folder), *_runs(folder)]
 
@@ -28,6 +28,7 @@ def operators(folder: Path) -> Counter[str]:
 
 
 def _kernels(folder: Path) -> list[str]:
+    """Nodes that the target's table refuses."""
     manifest = Package.open(folder).manifest
     target = get_target(manifest.target)
     nodes = ir.load(folder / manifest.graph).graph

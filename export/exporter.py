@@ -109,9 +109,10 @@ def export(
     """Write the package of `checkpoint` to the folder `output`; it is there whole or not at all."""
     with staged(output, force=options.force) as prepare:
         made = plan(checkpoint, options)
+        figures = summary(made)  # before writing: then the streams are gone
         folder = prepare(made.written_bytes)
         write_package(made, folder, output.name, progress)
-    return summary(made)
+    return figures
 
 
 def summary(made: Plan) -> dict[str, Any]:

@@ -120,6 +120,6 @@ def test_defaults(config: dict[str, Any]) -> None:
     ids=lambda case: case if isinstance(case, str) else "",
 )
 def test_a_config_that_does_not_fit(config: dict[str, Any], change: Any, why: str) -> None:
-    with pytest.raises(UserError, match="config.json: ") as caught:
+    with pytest.raises(UserError, match=r"^config\.json: ") as caught:
         GptOssSpec.from_config(config | change)
     assert why in str(caught.value) and "\n" not in str(caught.value)

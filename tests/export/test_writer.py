@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +27,19 @@ Planned = Callable[[], ir.Model]
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
-    """A new target graph each time: writing rebinds its weights."""
+    """The target graph with its weights as planned: writing binds it to what was written."""
     folder = tmp_path_factory.mktemp("writer") / "tiny"
     checkpoint = Checkpoint.open(str(synthesize(folder, geometry="tiny", layers=1)))
     options = Options(get_target("cpu"), Quantization.parse("int4", ()))
-    return lambda: plan(checkpoint, options).model
+    model = plan(checkpoint, options).model
+    originals = weights(model)
+
+    def restored() -> ir.Model:
+        for name, tensor in originals.items():
+            model.graph.initializers[name].const_value = tensor
+        return model
+
+    return restored
 
 
 def weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -52,7 +61,9 @@ def test_every_weight_is_there_aligned_and_in_order_of_use(
     writer = DataWriter(tmp_path, NAME, progress=counts.append)
     writer.write(model.graph)
     tensors = stored(model)
-    embedded = {name: t for name, t in weights(model).items() if not isinstance(t, ir.ExternalTensor)}
+    placed = {t.name for t in tensors}
+    embedded = {name: t for name, t in weights(model).items() if name not in placed}
+    assert not any(isinstance(t, ir.ExternalTensor) for t in embedded.values())
     assert {t.name for t in tensors} | set(embedded) == set(expected)
     for name, tensor in weights(model).items():
         np.testing.assert_array_equal(tensor.numpy(), expected[name], strict=True)
@@ -70,7 +81,8 @@ def test_every_weight_is_there_aligned_and_in_order_of_use(
 
 @pytest.mark.parametrize("limit", [PAGE, 3 * PAGE + 100])
 def test_shards_hold_at_most_so_many_bytes(limit: int, planned: Planned, tmp_path: Path) -> None:
-    model, whole = planned(), planned()
+    model = planned()
+    expected = {name: tensor.numpy() for name, tensor in weights(model).items()}
     writer = DataWriter(tmp_path, NAME, max_bytes=limit)
     writer.write(model.graph)
     tensors = stored(model)
@@ -83,8 +95,17 @@ def test_shards_hold_at_most_so_many_bytes(limit: int, planned: Planned, tmp_pat
         assert writer.sha256[file] == hashlib.sha256(data).hexdigest()
         inside = [t for t in tensors if t.location == file]
         assert len(data) <= max(limit, inside[0].nbytes)  # one tensor is never split
-    for name, tensor in weights(whole).items():
-        np.testing.assert_array_equal(weights(model)[name].numpy(), tensor.numpy(), strict=True)
+    for name, tensor in weights(model).items():
+        np.testing.assert_array_equal(tensor.numpy(), expected[name], strict=True)
+
+
+def test_padding_counts_towards_a_shard(planned: Planned, tmp_path: Path) -> None:
+    model = planned()
+    DataWriter(tmp_path, NAME).write(model.graph)
+    pairs = pairwise(stored(model))
+    limit = next(a.offset + a.length + b.length for a, b in pairs if a.offset + a.length < b.offset)
+    DataWriter(tmp_path, NAME, max_bytes=limit).write(planned().graph)
+    assert (tmp_path / NAME).stat().st_size <= limit
 
 
 def test_each_weight_is_read_once(
@@ -104,15 +125,21 @@ def test_each_weight_is_read_once(
     assert len(reads) == len(set(reads)) > 10
 
 
-def test_a_full_disk_is_said_in_one_line(planned: Planned, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_in_one_line(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # which a device refuses
     (tmp_path / NAME).symlink_to("/dev/full")  # every write to it is ENOSPC
     with pytest.raises(UserError, match="No space left on device"):
         DataWriter(tmp_path, NAME).write(planned().graph)
 
 
-def test_a_stream_that_ends_early_is_an_error(planned: Planned, tmp_path: Path) -> None:
+def test_a_stream_that_ends_early_is_an_error(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = planned()
-    tensor = next(t for t in weights(model).values() if isinstance(t, StreamedTensor))
-    tensor.chunks = lambda: iter([np.zeros(3, np.uint8)])
+    streams = (t for t in weights(model).values() if isinstance(t, StreamedTensor))
+    tensor = next(t for t in streams if t.nbytes >= EMBEDDED_BYTES)
+    monkeypatch.setattr(tensor, "chunks", lambda: iter([np.zeros(3, np.uint8)]))
     with pytest.raises(AssertionError, match=f"{tensor.name}: 3 of"):
         DataWriter(tmp_path, NAME).write(model.graph)

@@ -1,0 +1,211 @@
+"""A package's manifest, what --link shares, and what is left of an export that did not end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from evaluation.verify import verify
+from export.checkpoint import Checkpoint
+from export.exporter import Options, export
+from export.synthetic import synthesize
+from graph_passes.quantization import Quantization
+from runtimes.errors import UserError
+from runtimes.package import Package
+from runtimes.session import Session
+from runtimes.target import get_target
+from tests.conftest import ROOT
+
+DATA = "model.onnx.data"
+PEAK_KB = 1_200_000  # of which Python with torch and onnxruntime loaded is about 500,000
+
+
+def make(checkpoint: Path, output: Path, preset: str = "int4", **options: bool) -> dict[str, Any]:
+    chosen = Options(get_target("cpu"), Quantization.parse(preset, ()), **options)
+    return export(Checkpoint.open(str(checkpoint)), chosen, output, lambda *_: None)
+
+
+def logits(package: Path) -> Any:
+    return Session(Package.open(package, threads=1)).feed([[5, 9, 2]]).copy()
+
+
+@pytest.fixture(scope="module")
+def made(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("exporter") / "package"
+    make(packed, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """343 MB: 250 MB of experts, and two vocabulary matrices of 47 MB."""
+    folder = tmp_path_factory.mktemp("large") / "large"
+    return synthesize(folder, geometry="gpt-oss-20b", layers=1, experts=16, vocab=8192)
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_manifest(windowed: bool, packed: Path, made: Path, tmp_path: Path) -> None:
+    package = made
+    if not windowed:
+        package = tmp_path / "full"
+        make(packed, package, full_kv=True, all_logits=True)
+    manifest = json.loads((package / "manifest.json").read_text())
+    others = {path.name: path for path in package.iterdir() if path.name != "manifest.json"}
+    assert manifest["files"] == {
+        name: {
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for name, path in others.items()
+    }
+    session = onnxruntime.InferenceSession(
+        package / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    types = {"int64": "tensor(int64)", "float": "tensor(float)"}
+    for described, values in (
+        (manifest["inputs"], session.get_inputs()),
+        (manifest["outputs"], session.get_outputs()),
+    ):
+        said = [(value["name"], types[value["dtype"]], value["shape"]) for value in described]
+        assert said == [(value.name, value.type, value.shape) for value in values]
+    past = {value["name"]: value["shape"] for value in manifest["inputs"][2:]}
+    assert len(past) == 2 * len(manifest["kv"]["layers"])
+    kv = manifest["kv"]
+    assert all([s[1], s[3]] == [kv["num_kv_heads"], kv["head_dim"]] for s in past.values())
+    assert kv["layers"] == [
+        {"window": 16, "windowed": windowed},
+        {"window": None, "windowed": False},
+    ]
+    assert manifest["logits"] == ("last" if windowed else "all")
+    share = json.loads((package / "genai_config.json").read_text())["search"]
+    assert share["past_present_share_buffer"] is not windowed
+    # Both kinds of KV run past the window.
+    ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
+    rows = [Session(Package.open(p, threads=1)).feed([ids]).copy() for p in (package, made)]
+    np.testing.assert_allclose(*rows, rtol=0, atol=1e-4)
+
+
+def test_linked_experts_are_the_checkpoints_own_bytes(packed: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(packed, tmp_path / "tiny"))
+    weights = source / "model.safetensors"
+    before = weights.read_bytes()
+    linked, copied = tmp_path / "linked", tmp_path / "copied"
+    said = make(source, linked, "mxfp4", link=True)
+    make(source, copied, "mxfp4")
+    assert (linked / weights.name).samefile(weights)
+    experts = {
+        name: value.const_value
+        for name, value in ir.load(linked / "model.onnx").graph.initializers.items()
+        if value.const_value.dtype == ir.DataType.UINT8 and value.const_value.ndim == 3
+        if ".experts." in name
+    }
+    assert len(experts) == 2 * 2  # layers, projections
+    assert {tensor.location for tensor in experts.values()} == {weights.name}
+    assert said["linked_bytes"] >= sum(tensor.nbytes for tensor in experts.values())
+    assert said["written_bytes"] + said["linked_bytes"] == sum(
+        value.const_value.nbytes
+        for value in ir.load(copied / "model.onnx").graph.initializers.values()
+    )
+    saved = (copied / DATA).stat().st_size - (linked / DATA).stat().st_size
+    assert saved >= said["linked_bytes"]
+    assert weights.read_bytes() == before
+    expected = logits(copied)
+    shutil.rmtree(source)
+    np.testing.assert_array_equal(logits(linked), expected)
+    assert json.loads((linked / "manifest.json").read_text())["links"] == [weights.name]
+    assert verify(linked, lambda count: None) == []
+
+
+def test_replacing_a_linked_package_leaves_the_checkpoint(packed: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(packed, tmp_path / "tiny"))
+    before = (source / "model.safetensors").read_bytes()
+    for _ in range(2):
+        make(source, tmp_path / "linked", "mxfp4", link=True, force=True)
+    assert (source / "model.safetensors").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["linked", "tiny"]
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["export.writer._DataFiles._put", "onnx_ir.save", "export.exporter.copy_files",
+     "export.exporter.tokenizer_graph", "export.exporter.write_json"],
+)  # fmt: skip
+def test_a_full_disk_leaves_what_was_there(
+    place: str, packed: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Path(shutil.copytree(made, tmp_path / "package"))
+    monkeypatch.setattr(place, full)
+    with pytest.raises(UserError, match="No space left"):
+        make(packed, old, force=True)
+    assert os.listdir(tmp_path) == ["package"]
+    assert verify(old, lambda count: None) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("any"), KeyboardInterrupt()])
+def test_an_exception_while_writing_leaves_nothing(
+    error: BaseException, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert len(os.listdir(tmp_path)) == 1  # the folder that is about to go
+        raise error
+
+    monkeypatch.setattr("export.writer._DataFiles._put", fail)
+    with pytest.raises(type(error)):
+        make(packed, tmp_path / "package")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_what_was_there(
+    number: signal.Signals, large: Path, made: Path, tmp_path: Path
+) -> None:
+    """SIGINT of a first export, SIGTERM of one that would replace a package."""
+    output = tmp_path / "package"
+    if number == signal.SIGTERM:
+        shutil.copytree(made, output)
+    before = os.listdir(tmp_path)
+    command = [sys.executable, "-m", "cli", "export", str(large), "--force", "--quant", "fp32"]
+    process = subprocess.Popen(
+        [*command, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(f".package.*/{DATA}")):
+        assert process.poll() is None and time.monotonic() < end, "it wrote no weights"
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "Error: interrupted; nothing was left behind\n")
+    assert os.listdir(tmp_path) == before
+    if before:
+        assert verify(output, lambda count: None) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_peak_memory(large: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from cli import main; main(sys.argv[1:], standalone_mode=False);"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    output = tmp_path / "package"
+    command = [sys.executable, "-c", script, "export", str(large), "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.is_dir()
+    assert int(done.stdout.split()[-2]) < PEAK_KB
