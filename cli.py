@@ -28,6 +28,8 @@ class _Commands(click.Group):
             return super().invoke(context)
         except UserError as error:
             fail(str(error))
+        except ModuleNotFoundError as error:  # the runtime was installed alone
+            fail(f"this needs {error.name}: pip install 'gptoss-onnx[export]'")
         except KeyboardInterrupt:
             fail("interrupted; nothing was left behind")
 

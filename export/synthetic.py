@@ -20,15 +20,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export.checkpoint import (
-    DTYPES,
-    INDEX_FILE,
-    MXFP4_BLOCK,
-    SINGLE_FILE,
-    ExpertFormat,
-    Shape,
-    layout,
-)
+from export.checkpoint import MXFP4_BLOCK, ExpertFormat, layout
+from export.safetensors_folder import DTYPES, INDEX_FILE, SINGLE_FILE, Shape
 from export.spec import FULL, SLIDING, GptOssSpec
 from runtimes.errors import UserError
 

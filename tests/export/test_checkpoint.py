@@ -19,7 +19,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, DenseExperts, Mxfp4Experts
+from export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from export.safetensors_folder import INDEX_FILE, SINGLE_FILE
 from export.synthetic import synthesize
 from runtimes.errors import UserError
 from tests.export.damage import (

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GptOssForCausalLM
 
-from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, DenseExperts, Mxfp4Experts
+from export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from export.safetensors_folder import INDEX_FILE, SINGLE_FILE
 from export.synthetic import GEOMETRIES, synthesize
 from runtimes.errors import UserError
 

@@ -1,0 +1,59 @@
+"""Packages with full-length KV in onnxruntime-genai: the same greedy tokens as our runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtimes.package import Package
+from tests.conftest import DemoPackage
+from tests.parity.greedy import NEW_TOKENS, greedy, prompts
+
+# genai brings an onnxruntime of its own, so it lives in an environment of its own.
+PYTHON = os.environ.get("GPTOSS_GENAI_PYTHON", "")
+pytestmark = pytest.mark.skipif(
+    not PYTHON, reason="GPTOSS_GENAI_PYTHON names no Python that has onnxruntime-genai"
+)
+
+
+def genai_greedy(folder: Path, asked: list[list[int]]) -> list[list[int]]:
+    jobs = json.dumps([[prompt, NEW_TOKENS] for prompt in asked])
+    command = [PYTHON, str(Path(__file__).with_name("genai_greedy.py")), str(folder), jobs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    replies: list[list[int]] = json.loads(done.stdout)
+    return replies
+
+
+def ours(folder: Path) -> list[list[int]]:
+    stop = Package.open(folder).stop_ids
+    replies = [greedy(folder, prompt) for prompt in prompts(folder)]
+    return [[token for token in reply if token not in stop] for reply in replies]
+
+
+@pytest.mark.parametrize("preset", ["fp32", "int4"])
+def test_genai_generates_our_tokens(preset: str, demo_package: DemoPackage) -> None:
+    folder = demo_package(preset, full_kv=True)
+    assert genai_greedy(folder, prompts(folder)) == ours(folder)
+
+
+def test_another_model_is_found_out(demo_package: DemoPackage) -> None:
+    """An int4 package answers some prompt in other words than fp32."""
+    folder = demo_package("int4", full_kv=True)
+    assert genai_greedy(folder, prompts(folder)) != ours(demo_package("fp32", full_kv=True))
+
+
+def test_a_stop_token_ends_a_reply_there_too(demo_package: DemoPackage, tmp_path: Path) -> None:
+    folder = demo_package("fp32", full_kv=True)
+    for file in folder.iterdir():
+        (tmp_path / file.name).hardlink_to(file)
+    config = json.loads((folder / "genai_config.json").read_text())
+    first = ours(folder)[0]
+    config["model"]["eos_token_id"] = [first[3]]
+    (tmp_path / "genai_config.json").unlink()
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    assert genai_greedy(tmp_path, prompts(folder))[0] == first[:3]
