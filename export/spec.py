@@ -98,6 +98,11 @@ class GptOssSpec:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GptOssSpec:
         """Parse a config.json; UserError names the field that is missing or does not fit."""
+        if not _flag(config, "attention_bias", True) or config.get("hidden_act", "silu") != "silu":
+            raise UserError(
+                "config.json: GPT-OSS has attention_bias true and hidden_act 'silu'; "
+                "this checkpoint is another architecture"
+            )
         if config.get("model_type") != "gpt_oss":
             raise UserError(
                 f"config.json: model_type is {config.get('model_type')!r}, not 'gpt_oss'; "
@@ -122,12 +127,12 @@ class GptOssSpec:
             vocab_size=_positive(config, "vocab_size"),
             max_position_embeddings=max_position,
             sliding_window=_positive(config, "sliding_window", 128),
-            num_global_tokens=int(config.get("num_global_tokens") or 0),
+            num_global_tokens=_positive(config, "num_global_tokens", 0, least=0),
             layer_types=_layer_types(config, layers),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-5)),
-            swiglu_limit=float(config.get("swiglu_limit", 7.0)),
+            rms_norm_eps=_number(config, "rms_norm_eps", 1e-5),
+            swiglu_limit=_number(config, "swiglu_limit", 7.0),
             rope=_rope(config, max_position),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
         )
         spec._check()
         return spec
@@ -146,12 +151,26 @@ class GptOssSpec:
             )
 
 
-def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key, default)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"config.json: {key} is {value!r}, expected a positive whole number")
+def _positive(
+    config: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1
+) -> int:
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"config.json: {key} is {value!r}, expected a whole number from {least} on")
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"config.json: {key} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = default if config.get(key) is None else config[key]
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: {key} is {value!r}, expected true or false")
     return value
 
 
@@ -159,7 +178,11 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     types = config.get("layer_types")
     if types is None:
         return tuple(SLIDING if layer % 2 == 0 else FULL for layer in range(layers))
-    if len(types) != layers or not set(types) <= {SLIDING, FULL}:
+    if (
+        not isinstance(types, list)
+        or len(types) != layers
+        or any(kind not in (SLIDING, FULL) for kind in types)
+    ):
         raise UserError(f"config.json: layer_types must name {SLIDING} or {FULL} for each layer")
     return tuple(types)
 
@@ -167,22 +190,26 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
 def _rope(config: Mapping[str, Any], max_position: int) -> RopeSpec:
     # transformers 5 moved rope_theta and rope_scaling into one rope_parameters.
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 150000.0)
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"config.json: rope_scaling is {scaling!r}, expected an object")
+    theta = _number({**config, **scaling}, "rope_theta", 150000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return RopeSpec(theta)
     if kind != "yarn":
         raise UserError(f"config.json: rope type {kind!r} is not supported; default and yarn are")
-    original = int(scaling.get("original_max_position_embeddings") or max_position)
-    factor = float(scaling.get("factor") or max_position / original)
+    if scaling.get("mscale") or scaling.get("mscale_all_dim"):
+        raise UserError("config.json: YaRN's mscale is not supported; GPT-OSS has none")
+    original = _positive(scaling, "original_max_position_embeddings", max_position)
+    factor = _number(scaling, "factor", max_position / original)
     return RopeSpec(
         theta=theta,
         factor=factor,
         original_max_position=original,
-        beta_fast=float(scaling.get("beta_fast") or 32.0),
-        beta_slow=float(scaling.get("beta_slow") or 1.0),
-        truncate=bool(scaling.get("truncate", True)),
-        attention_factor=float(
-            scaling.get("attention_factor") or 0.1 * math.log(max(factor, 1.0)) + 1.0
+        beta_fast=_number(scaling, "beta_fast", 32.0),
+        beta_slow=_number(scaling, "beta_slow", 1.0),
+        truncate=_flag(scaling, "truncate", True),
+        attention_factor=_number(
+            scaling, "attention_factor", 0.1 * math.log(max(factor, 1.0)) + 1.0
         ),
     )

@@ -64,7 +64,7 @@ class LowerMoE:
         assert isinstance(weight.const_value, ExpertWeight)
         pair = packed_experts(weight.const_value, self.form)
         return (
-            initializer(graph, f"{weight.name}_{self.form.kind}{self.form.bits}", pair.packed),
+            initializer(graph, f"{weight.name}_{str(self.form).partition(':')[0]}", pair.packed),
             initializer(graph, f"{weight.name}_scales", pair.scales),
         )
 

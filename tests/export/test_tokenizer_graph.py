@@ -32,7 +32,7 @@ ALPHABETS = {
     "any": [(0x1, 0xD7FF), (0xE000, 0x10FFFF)],
 }  # fmt: skip
 CODE = ("def ", "return", "\n", "    ", "\t", "()", "{}", "[i]", " += ", "//", "'s", "'LL", "0x1F",
-        "self.", "camelCase", "SHOUT", "\r\n", "#", " ", "<|end|>", "3.14", "é", "/* */")  # fmt: skip
+        "self.", "camelCase", "SHOUT", "\r\n", "#", " ", "<|end|>", "3.14", "é", "/* */")  # fmt: skip  # noqa: E501
 EACH = 25
 
 Ids = Callable[[str], list[int]]
