@@ -41,7 +41,8 @@ class Format:
 
 FP32 = Format("float")
 MXFP4 = Format("mxfp4", 4, 32)
-INT8 = Format("int", 8, 32)
+INT8 = Format("int", 8, 32)  # MXFP4's own blocks: holds its values exactly
+INT8_64 = Format("int", 8, 64)  # half the scales: loads in 0.7 of the time, decodes no slower
 INT4 = Format("int", 4, 32)
 
 
@@ -87,7 +88,7 @@ def _all(name: str, form: Format) -> Quantization:
 
 PRESETS = {
     "fp32": _all("fp32", FP32),
-    "int8": _all("int8", INT8),
+    "int8": replace(_all("int8", INT8_64), experts=INT8),
     "int4": _all("int4", INT4),
-    "mxfp4": replace(_all("mxfp4", INT8), experts=MXFP4),
+    "mxfp4": replace(_all("mxfp4", INT8_64), experts=MXFP4),
 }

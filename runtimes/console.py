@@ -94,6 +94,7 @@ def _bars() -> Progress:
         TimeRemainingColumn(),
         console=_ERRORS,
         transient=True,
+        disable=not _ERRORS.is_terminal,  # a log is no place for a bar, nor for its empty line
     )
 
 

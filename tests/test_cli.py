@@ -110,7 +110,7 @@ def test_the_default_output_names_source_target_and_preset(
     monkeypatch.chdir(tmp_path)
     said = read("export", tiny, "--quant", "int8", "--set", "lm_head=int4:64", "--dry-run")
     assert said["output"] == "build/tiny-cpu-int8"
-    assert (said["recipe"]["qkv"], said["recipe"]["lm_head"]) == ("int8:32", "int4:64")
+    assert (said["recipe"]["qkv"], said["recipe"]["lm_head"]) == ("int8:64", "int4:64")
     assert os.listdir(tmp_path) == []
 
 

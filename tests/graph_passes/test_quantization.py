@@ -36,11 +36,11 @@ def test_texts_that_are_no_format(text: str) -> None:
 def test_presets() -> None:
     assert {name: preset.name for name, preset in PRESETS.items()} == {n: n for n in PRESETS}
     assert Quantization.parse("mxfp4").describe() == {
-        "embedding": "int8:32",
-        "qkv": "int8:32",
-        "o": "int8:32",
+        "embedding": "int8:64",
+        "qkv": "int8:64",
+        "o": "int8:64",
         "experts": "mxfp4",
-        "lm_head": "int8:32",
+        "lm_head": "int8:64",
     }
     assert set(Quantization.parse("int4").describe().values()) == {"int4:32"}
 
