@@ -43,8 +43,11 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
         yield prepare
         if made:
             _replace(made[0], output)
-    except PermissionError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror or error}); "
+            "free space there or choose another --output"
+        ) from error
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)

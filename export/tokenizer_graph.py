@@ -54,7 +54,7 @@ def tokenizer_graph(checkpoint: Path, folder: Path) -> dict[str, Any]:
     onnx.save(_decoder(content), folder / DECODER)
     try:
         differs = _differences(tokenizers.Tokenizer.from_file(str(file)), folder)
-    except RuntimeError as error:  # ONNX Runtime's own: a tokenizer that the ops cannot read
+    except Exception as error:  # ONNX Runtime's are of no one kind: the ops cannot read it
         for name in (ENCODER, DECODER):
             (folder / name).unlink()
         reason = str(error).splitlines()[0]

@@ -84,16 +84,23 @@ class _DataFiles:
     def __enter__(self) -> _DataFiles:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, failure: object, *_: object) -> None:
+        if failure is None:
+            self._close()
+        elif self._file is not None:
+            self._file.close()  # to be thrown away: not worth waiting for the disk
 
     def append(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
         """Write a tensor; gives its file's name and its offset there."""
         limit = self._writer.max_bytes
-        if self._file is None or (limit and self._size and self._size + tensor.nbytes > limit):
+        alignment = PAGE if tensor.nbytes >= PAGE else CACHE_LINE
+        if self._file is not None and limit and self._size:
+            padded = self._size + -self._size % alignment
+            if padded + tensor.nbytes > limit:
+                self._close()
+        if self._file is None:
             self._next()
-        assert self._file is not None
-        self._pad(PAGE if tensor.nbytes >= PAGE else CACHE_LINE)
+        self._pad(alignment)
         offset = self._size
         chunks = tensor.chunks() if isinstance(tensor, StreamedTensor) else [tensor.numpy()]
         for chunk in chunks:
@@ -104,7 +111,6 @@ class _DataFiles:
         return self._name, offset
 
     def _next(self) -> None:
-        self._close()
         suffix = f".{self._count}" if self._count else ""
         self._name, self._size, self._digest = self._writer.name + suffix, 0, hashlib.sha256()
         self._file = (self._writer.folder / self._name).open("wb")

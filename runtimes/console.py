@@ -56,7 +56,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
     shown = Table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
         shown.add_row(*(_cell(value) for value in row.values()))
-    Console().print(shown)
+    # A pipe has no width: cells are not wrapped for it.
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(shown)
 
 
 def _cell(value: Any) -> str:

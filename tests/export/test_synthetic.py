@@ -295,7 +295,7 @@ def refusal(folder: Path, **arguments: Any) -> str:
         ({"format": "gguf"}, ("gguf", "mxfp4", "bf16")),
         ({"hidden": 48}, ("48", "multiples of 32", "bf16")),
         ({"intermediate": 80}, ("80", "multiples of 32", "bf16")),
-        ({"layers": 0}, ("num_hidden_layers", "positive")),
+        ({"layers": 0}, ("num_hidden_layers", "from 1 on")),
         ({"experts": 1}, ("num_experts_per_tok", "num_local_experts")),
         ({"kv_heads": 3}, ("num_key_value_heads",)),
     ],
