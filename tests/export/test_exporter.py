@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,12 @@ def test_an_interrupt_leaves_what_was_there(
     before = os.listdir(tmp_path)
     command = [sys.executable, "-m", "cli", "export", str(large), "--force", "--quant", "fp32"]
     process = subprocess.Popen(
-        [*command, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--output", str(output)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while not any(path.stat().st_size for path in tmp_path.glob(f".package.*/{DATA}")):

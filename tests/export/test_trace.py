@@ -19,17 +19,18 @@ from export.trace import trace
 
 LAYERS = 2  # of the tiny geometry
 PUBLISHED = """
-import json, math, resource, time
+import json, math, time
 from export.spec import GptOssSpec
 from export.synthetic import GEOMETRIES, HARMONY_IDS, _config
 from export.trace import trace
+from runtimes.bench import memory
 
 config = _config(GEOMETRIES["gpt-oss-20b"], "mxfp4", HARMONY_IDS)
 start = time.process_time()
 graph = trace(GptOssSpec.from_config(config)).graph
 print(json.dumps({
     "seconds": time.process_time() - start,
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "peak_mb": memory()[0] / 2**20,
     "moe": sum(node.op_type == "MoE" for node in graph),
     "parameters": sum(math.prod(v.shape) for v in graph.initializers.values()),
 }))
