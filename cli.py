@@ -130,6 +130,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     \b
     gptoss verify build/demo-cpu-int4 --against demo
     """
+    from evaluation.verify import can_check_kernels
     from evaluation.verify import verify as check
     from runtimes.package import Manifest
 
@@ -145,7 +146,8 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
         from evaluation.compare import compare
 
         figures = compare(package, against)
-    show({"package": str(package), "verified": True, **figures}, as_json)
+    kernels = "checked" if can_check_kernels() else "not checked: that needs gptoss-onnx[export]"
+    show({"package": str(package), "verified": True, "kernels": kernels, **figures}, as_json)
 
 
 @main.command()

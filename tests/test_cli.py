@@ -115,7 +115,11 @@ def test_the_default_output_names_source_target_and_preset(
 
 
 def test_verify_and_inspect(tiny: Path, tiny_package: Path) -> None:
-    assert read("verify", tiny_package) == {"package": str(tiny_package), "verified": True}
+    assert read("verify", tiny_package) == {
+        "package": str(tiny_package),
+        "verified": True,
+        "kernels": "checked",
+    }
     found = read("inspect", tiny_package)
     assert (found["target"], found["quant"], found["operators"]["QMoE"]) == ("cpu", "int4", 2)
     assert read("inspect", tiny)["num_experts"] == 4
