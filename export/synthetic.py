@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint import MXFP4_BLOCK, ExpertFormat, layout
+from export.package_files import write_json
 from export.safetensors_folder import DTYPES, INDEX_FILE, SINGLE_FILE, Shape
 from export.spec import FULL, SLIDING, GptOssSpec
 from runtimes.errors import UserError
@@ -144,8 +145,8 @@ def synthesize(
     try:
         partial.mkdir(parents=True)
         _write_shards(partial, weights, max_shard_bytes, progress or (lambda done, total: None))
-        _write_json(partial / "config.json", config)
-        _write_json(partial / "generation_config.json", _generation_config(ids))
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", _generation_config(ids))
         _copy_tokenizer(tokenizer, partial)
         partial.rename(folder)
     except OSError as error:
@@ -240,10 +241,6 @@ def _copy_tokenizer(tokenizer: Path | None, folder: Path) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
 def _write_shards(folder: Path, weights: _Weights, max_bytes: int, progress: Progress) -> None:
     """model.safetensors, or numbered shards of `max_bytes` (or one tensor) and their index."""
     shards: list[dict[str, _Entry]] = [{}]
@@ -267,7 +264,7 @@ def _write_shards(folder: Path, weights: _Weights, max_bytes: int, progress: Pro
         count = len(shards)
         names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
     done = 0
     for file_name, shard in zip(names, shards, strict=True):
         header = json.dumps({"__metadata__": {"format": "pt"}, **shard}).encode()

@@ -18,6 +18,7 @@ import tokenizers
 from onnx import TensorProto, helper
 
 from export.package_files import read_json
+from runtimes.tokenizer import BYTE_ALPHABET
 
 DOMAIN = "ai.onnx.contrib"
 ENCODER, DECODER = "tokenizer.onnx", "detokenizer.onnx"
@@ -119,7 +120,7 @@ def _decoder(content: dict[str, Any]) -> onnx.ModelProto:
         ["text"],
         domain=DOMAIN,
         id_vocab="\n".join(tokens),
-        byte_decoder="\n".join(f"{ord(char)}\t{byte}" for byte, char in _byte_alphabet().items()),
+        byte_decoder="\n".join(f"{ord(char)}\t{byte}" for char, byte in BYTE_ALPHABET.items()),
         added_tokens="\n".join(f"{index}\t{token}" for index, token in added.items()),
         all_special_ids="\n".join(str(index) for index in added),
         skip_special_tokens=0,
@@ -127,15 +128,6 @@ def _decoder(content: dict[str, Any]) -> onnx.ModelProto:
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["tokens"])
     text = helper.make_tensor_value_info("text", TensorProto.STRING, [1])
     return _model(node, ids, text)
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + index) for index, byte in enumerate(others)
-    }
 
 
 def _model(
