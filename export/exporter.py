@@ -78,7 +78,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         raise UserError(
             f"{target.name} has no preset {quantization.name}; it has {', '.join(target.presets)}"
         )
-    if options.link and (quantization.experts.kind, checkpoint.expert_format) != (
+    if options.link and (quantization.of("experts").kind, checkpoint.expert_format) != (
         "mxfp4",
         "mxfp4",
     ):

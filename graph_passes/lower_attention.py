@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.linear import Linear, linears, lowered, remove
-from graph_passes.quantization import Format
+from graph_passes.quantization import Quantization, layer_of
 from graph_passes.step import output, shared_constant
 from graph_passes.weights import concatenated
 
@@ -32,7 +32,7 @@ INT32, INT64, FLOAT, BOOL = (
 class LowerAttention:
     """`windowed_kv`: a sliding layer's cache holds its window, not the whole sequence."""
 
-    form: Format
+    quantization: Quantization
     windowed_kv: bool
 
     def __call__(self, model: ir.Model) -> int:
@@ -79,7 +79,8 @@ class LowerAttention:
         )
         weight = concatenated([linear.weight.const_value for linear in qkv])
         qkv_bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
-        nodes = lowered(graph, qkv[0].x, weight, qkv_bias, self.form, f"{name}.qkv_proj", packed)
+        form = self.quantization.of("qkv", layer_of(name))
+        nodes = lowered(graph, qkv[0].x, weight, qkv_bias, form, f"{name}.qkv_proj", packed)
         graph.insert_before(node, [*nodes, attention])
         ir.convenience.replace_all_uses_with(
             node.outputs, attention.outputs, replace_graph_outputs=True

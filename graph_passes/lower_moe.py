@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.expert_weights import packed_experts
-from graph_passes.quantization import Format
+from graph_passes.quantization import Format, Quantization, layer_of
 from graph_passes.step import discard, initializer, output, shared_constant
 from graph_passes.weights import ExpertWeight, StreamedTensor
 
 
 @dataclass(frozen=True)
 class LowerMoE:
-    form: Format
+    quantization: Quantization
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -32,6 +32,7 @@ class LowerMoE:
         hidden, logits, gate_up, gate_up_bias, down, down_bias = node.inputs
         assert gate_up is not None and down is not None
         name = str(gate_up.name).rpartition(".")[0]
+        form = self.quantization.of("experts", layer_of(name))
         rows = output(f"{name}.router_rows", ir.DataType.FLOAT)  # [B * S, E]: the kernels want 2-D
         flatten = ir.node("Reshape", [logits, _row_shape(graph, gate_up)], outputs=[rows])
         attributes: dict[str, int | float | str] = {
@@ -43,14 +44,14 @@ class LowerMoE:
             "swiglu_limit": node.attributes.get_float("swiglu_limit"),
             "swiglu_fusion": 1,
         }
-        if self.form.kind == "float":
+        if form.kind == "float":
             op, inputs = "MoE", [hidden, rows, gate_up, gate_up_bias, down, down_bias]
         else:
             op = "QMoE"
-            w1, w2 = self._packed(graph, gate_up), self._packed(graph, down)
+            w1, w2 = _packed(graph, gate_up, form), _packed(graph, down, form)
             inputs = [hidden, rows, *w1, gate_up_bias, *w2, down_bias]
-            attributes |= self._attributes()
-            if self.form.kind == "mxfp4":  # global scales are inputs 15 and 16
+            attributes |= _layout(form)
+            if form.kind == "mxfp4":  # global scales are inputs 15 and 16
                 ones = _ones(graph, gate_up)
                 inputs += [None] * 7 + [ones, ones]
         out = output(str(node.outputs[0].name), ir.DataType.FLOAT, node.outputs[0].shape)
@@ -60,22 +61,24 @@ class LowerMoE:
         graph.remove(node, safe=True)
         discard(graph, gate_up, down)
 
-    def _packed(self, graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-        assert isinstance(weight.const_value, ExpertWeight)
-        pair = packed_experts(weight.const_value, self.form)
-        return (
-            initializer(graph, f"{weight.name}_{str(self.form).partition(':')[0]}", pair.packed),
-            initializer(graph, f"{weight.name}_scales", pair.scales),
-        )
 
-    def _attributes(self) -> dict[str, int | str]:
-        if self.form.kind == "mxfp4":
-            # 1 reads [E, N, K/2] row by row, as checkpoints store it; nothing else loads.
-            layout: dict[str, int | str] = {"quant_type": "fp4", "weights_prepacked": 1}
-        else:
-            # Level 4 picks the int8-activation kernels: 2.5 times faster at decode.
-            layout = {"quant_type": "int", "weights_prepacked": 0, "accuracy_level": 4}
-        return layout | {"expert_weight_bits": self.form.bits, "block_size": self.form.block}
+def _packed(graph: ir.Graph, weight: ir.Value, form: Format) -> tuple[ir.Value, ir.Value]:
+    assert isinstance(weight.const_value, ExpertWeight)
+    pair = packed_experts(weight.const_value, form)
+    return (
+        initializer(graph, f"{weight.name}_{str(form).partition(':')[0]}", pair.packed),
+        initializer(graph, f"{weight.name}_scales", pair.scales),
+    )
+
+
+def _layout(form: Format) -> dict[str, int | str]:
+    if form.kind == "mxfp4":
+        # 1 reads [E, N, K/2] row by row, as checkpoints store it; nothing else loads.
+        layout: dict[str, int | str] = {"quant_type": "fp4", "weights_prepacked": 1}
+    else:
+        # Level 4 picks the int8-activation kernels: 2.5 times faster at decode.
+        layout = {"quant_type": "int", "weights_prepacked": 0, "accuracy_level": 4}
+    return layout | {"expert_weight_bits": form.bits, "block_size": form.block}
 
 
 def _experts(weight: ir.Value) -> int:

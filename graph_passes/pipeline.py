@@ -40,19 +40,21 @@ def recipe(
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says."""
     layers = spec.num_layers
+    quantization.check_layers(layers)
     steps = [
         Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
-        Step("lower attention", LowerAttention(quantization.qkv, windowed_kv), layers),
-        Step("lower MoE", LowerMoE(quantization.experts), layers),
+        Step("lower attention", LowerAttention(quantization, windowed_kv), layers),
+        Step("lower MoE", LowerMoE(quantization), layers),
     ]
     if not all_logits:  # needs the lengths that attention put into the graph
         steps.append(Step("last token's logits", last_token_logits, 1))
     # o_proj and router a layer, lm_head; last, since the steps above look for traced linears.
     steps.append(Step("quantize linears", QuantizeLinears(quantization), 2 * layers + 1))
-    if quantization.embedding.kind == "int":
-        steps.append(Step("quantize embedding", QuantizeEmbedding(quantization.embedding), 1))
+    embedding = quantization.of("embedding")
+    if embedding.kind == "int":
+        steps.append(Step("quantize embedding", QuantizeEmbedding(embedding), 1))
     return steps
 
 

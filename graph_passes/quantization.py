@@ -6,8 +6,8 @@ The router, norms and attention sinks always stay in float and are no group.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from runtimes.errors import UserError
 
@@ -46,49 +46,77 @@ INT8_64 = Format("int", 8, 64)  # half the scales: loads in 0.7 of the time, dec
 INT4 = Format("int", 4, 32)
 
 
+GROUPS = ("embedding", "qkv", "o", "experts", "lm_head")
+_LAYER_GROUP = re.compile(r"layers\.(\d+)\.(qkv|o|experts)")
+
+
 @dataclass(frozen=True)
 class Quantization:
-    """A named choice of format for each group of tensors."""
+    """A named choice of format for each group of tensors, or for a group in one layer.
+
+    Keys of `formats` are the groups, and `layers.N.group` where layer N differs from its group.
+    """
 
     name: str
-    embedding: Format
-    qkv: Format
-    o: Format
-    experts: Format
-    lm_head: Format
+    formats: Mapping[str, Format]
 
     @classmethod
     def parse(cls, preset: str, changes: Iterable[str] = ()) -> Quantization:
-        """A preset, changed by `group=format` texts such as `lm_head=int8:64`."""
+        """A preset, changed by `key=format` texts: `lm_head=int8:64`, `layers.3.experts=int8`."""
         if preset not in PRESETS:
             raise UserError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-        chosen = PRESETS[preset]
-        for change in changes:
-            group, _, text = change.partition("=")
-            if group not in cls.groups():
-                raise UserError(f"{change!r}: write group=format, group {', '.join(cls.groups())}")
-            form = Format.parse(text)
-            if form.kind == "mxfp4" and group != "experts":
-                raise UserError(f"{change!r}: only experts can be mxfp4")
-            chosen = cls(**{**vars(chosen), group: form})
-        return chosen
+        texts = (change.partition("=") for change in changes)
+        return PRESETS[preset].changed({key: text for key, _, text in texts})
 
-    @classmethod
-    def groups(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls) if field.name != "name")
+    def changed(self, recipe: Mapping[str, str]) -> Quantization:
+        """This choice with the formats of `recipe`, as `describe` writes it, over its own."""
+        formats = dict(self.formats)
+        for key, text in recipe.items():
+            group = key if key in GROUPS else None
+            if match := _LAYER_GROUP.fullmatch(key):
+                group = match[2]
+            if group is None:
+                raise UserError(
+                    f"{key + '=' + text!r}: write group=format, group {', '.join(GROUPS)}, or "
+                    "layers.N.group for one layer's qkv, o or experts"
+                )
+            formats[key] = Format.parse(text)
+            if formats[key].kind == "mxfp4" and group != "experts":
+                raise UserError(f"{key + '=' + text!r}: only experts can be mxfp4")
+        return Quantization(self.name, formats)
+
+    def of(self, group: str, layer: int | None = None) -> Format:
+        """The format of `group`, in `layer` where the group is one of a layer's."""
+        return self.formats.get(f"layers.{layer}.{group}", self.formats[group])
+
+    def check_layers(self, num_layers: int) -> None:
+        """UserError when a layer is named that a model of `num_layers` does not have."""
+        for key in self.formats:
+            match = _LAYER_GROUP.fullmatch(key)
+            if match and int(match[1]) >= num_layers:
+                raise UserError(f"{key}: the model's layers are 0 to {num_layers - 1}")
 
     def describe(self) -> dict[str, str]:
-        """Group to format, as the manifest keeps it."""
-        return {group: str(getattr(self, group)) for group in self.groups()}
+        """Key to format, as the manifest keeps it."""
+        return {key: str(form) for key, form in self.formats.items()}
 
 
-def _all(name: str, form: Format) -> Quantization:
-    return Quantization(name, form, form, form, form, form)
+def layer_of(name: str) -> int:
+    """The layer in a weight's name, model.layers.N.*."""
+    return int(name.split(".")[2])
+
+
+def uniform(name: str, form: Format, **others: Format) -> Quantization:
+    """One format for every group but `others`."""
+    return Quantization(name, {**dict.fromkeys(GROUPS, form), **others})
 
 
 PRESETS = {
-    "fp32": _all("fp32", FP32),
-    "int8": replace(_all("int8", INT8_64), experts=INT8),
-    "int4": _all("int4", INT4),
-    "mxfp4": replace(_all("mxfp4", INT8_64), experts=MXFP4),
+    preset.name: preset
+    for preset in (
+        uniform("fp32", FP32),
+        uniform("int8", INT8_64, experts=INT8),
+        uniform("int4", INT4),
+        uniform("mxfp4", INT8_64, experts=MXFP4),
+    )
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graph_passes.linear import linears, lowered, remove
-from graph_passes.quantization import FP32, Quantization
+from graph_passes.quantization import FP32, Format, Quantization, layer_of
 from graph_passes.step import output
 from graph_passes.weights import FloatWeight
 
@@ -25,13 +25,8 @@ class QuantizeLinears:
 
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
-        formats = {
-            "router": FP32,
-            "o_proj": self.quantization.o,
-            "lm_head": self.quantization.lm_head,
-        }
         for linear in linears(graph):
-            form = formats[linear.name.rpartition(".")[2]]
+            form = self._format(linear.name)
             weight = linear.weight.const_value
             bias = None if linear.bias is None else linear.bias.const_value
             assert isinstance(weight, FloatWeight) and isinstance(bias, FloatWeight | None)
@@ -47,3 +42,12 @@ class QuantizeLinears:
             remove(graph, linear)
             count += 1
         return count
+
+    def _format(self, name: str) -> Format:
+        last = name.rpartition(".")[2]
+        if last == "router":
+            return FP32
+        if last == "lm_head":
+            return self.quantization.of("lm_head")
+        assert last == "o_proj", name
+        return self.quantization.of("o", layer_of(name))

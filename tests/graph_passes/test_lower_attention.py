@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from export.checkpoint import Checkpoint
 from export.spec import GptOssSpec
 from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, INT8
+from graph_passes.quantization import FP32, INT8, uniform
 from tests.graph_passes.conftest import (
     LAYERS,
     TOLERANCE,
@@ -28,7 +28,7 @@ LENGTHS = {"Shape": 2, "Slice": 1, "ReduceSum": 2, "Cast": 3, "Squeeze": 1, "Sub
 
 @pytest.mark.parametrize("windowed_kv", [True, False])
 def test_attributes_and_inputs(model: ir.Model, spec: GptOssSpec, windowed_kv: bool) -> None:
-    assert LowerAttention(FP32, windowed_kv)(model) == LAYERS
+    assert LowerAttention(uniform("test", FP32), windowed_kv)(model) == LAYERS
     found = ops(model)
     assert "WindowedAttention" not in found
     assert {op: found[op] for op in LENGTHS} == LENGTHS  # once a graph, not once a layer
@@ -59,7 +59,7 @@ def test_attributes_and_inputs(model: ir.Model, spec: GptOssSpec, windowed_kv: b
 def test_a_window_in_the_cache_shows_in_its_shape(
     model: ir.Model, spec: GptOssSpec, windowed_kv: bool
 ) -> None:
-    LowerAttention(FP32, windowed_kv)(model)
+    LowerAttention(uniform("test", FP32), windowed_kv)(model)
     slots = {
         str(v.name): str(v.shape[2])
         for v in (*model.graph.inputs, *model.graph.outputs)[2:]
@@ -74,7 +74,7 @@ def test_a_window_in_the_cache_shows_in_its_shape(
 
 
 def test_q_k_and_v_are_one_weight(model: ir.Model, checkpoint: Checkpoint) -> None:
-    LowerAttention(FP32, True)(model)
+    LowerAttention(uniform("test", FP32), True)(model)
     names = [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
     stored = model.graph.initializers
     for part in ("weight", "bias"):
@@ -85,7 +85,7 @@ def test_q_k_and_v_are_one_weight(model: ir.Model, checkpoint: Checkpoint) -> No
 
 
 def test_numbers(model: ir.Model, oracle: list[NDArray[np.float32]]) -> None:
-    LowerAttention(FP32, False)(model)
+    LowerAttention(uniform("test", FP32), False)(model)
     assert difference(computed(model), oracle) <= TOLERANCE
 
 
@@ -95,7 +95,7 @@ def test_canary_a_window_one_short_shows(
     for node in nodes(model, "WindowedAttention"):
         if node.attributes.get_int("window"):
             node.attributes["window"] = ir.AttrInt64("window", WINDOW - 1)
-    LowerAttention(FP32, False)(model)
+    LowerAttention(uniform("test", FP32), False)(model)
     assert difference(computed(model), oracle) > 20 * TOLERANCE
 
 
@@ -103,7 +103,7 @@ def test_global_tokens_become_one_bias(model: ir.Model, spec: GptOssSpec) -> Non
     for node in nodes(model, "WindowedAttention"):
         node.attributes["num_global_tokens"] = ir.AttrInt64("num_global_tokens", 4)
     oracle = computed(model.clone())
-    LowerAttention(FP32, True)(model)
+    LowerAttention(uniform("test", FP32), True)(model)
     assert ops(model)["Where"] == 1
     for layer, node in enumerate(nodes(model, "GroupQueryAttention")):
         assert "local_window_size" not in node.attributes
@@ -113,7 +113,7 @@ def test_global_tokens_become_one_bias(model: ir.Model, spec: GptOssSpec) -> Non
 
 
 def test_a_quantized_projection_keeps_its_bias(model: ir.Model) -> None:
-    LowerAttention(dataclasses.replace(INT8, block=64), True)(model)
+    LowerAttention(uniform("test", dataclasses.replace(INT8, block=64)), True)(model)
     packed = nodes(model, "MatMulNBits")
     assert len(packed) == LAYERS
     for node in packed:
@@ -123,7 +123,7 @@ def test_a_quantized_projection_keeps_its_bias(model: ir.Model) -> None:
 
 
 def test_a_graph_without_attention_is_left(model: ir.Model) -> None:
-    LowerAttention(FP32, True)(model)
+    LowerAttention(uniform("test", FP32), True)(model)
     before = ops(model)
-    assert LowerAttention(FP32, True)(model) == 0
+    assert LowerAttention(uniform("test", FP32), True)(model) == 0
     assert ops(model) == before

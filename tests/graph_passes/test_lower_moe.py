@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.checkpoint import Checkpoint
 from graph_passes import mxfp4
 from graph_passes.lower_moe import LowerMoE
-from graph_passes.quantization import FP32, INT4, INT8, MXFP4, Format
+from graph_passes.quantization import FP32, INT4, INT8, MXFP4, Format, uniform
 from runtimes.errors import UserError
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes
 
@@ -39,7 +39,7 @@ FP4 = {"quant_type": "fp4", "weights_prepacked": 1, "expert_weight_bits": 4, "bl
     ids=str,
 )
 def test_attributes(model: ir.Model, form: Format, op: str, more: dict[str, object]) -> None:
-    assert LowerMoE(form)(model) == LAYERS
+    assert LowerMoE(uniform("test", form))(model) == LAYERS
     found = nodes(model, op)
     assert len(found) == LAYERS
     for node in found:
@@ -55,7 +55,7 @@ def names(node: ir.Node) -> dict[int, str]:
 
 
 def test_float_inputs(model: ir.Model) -> None:
-    LowerMoE(FP32)(model)
+    LowerMoE(uniform("test", FP32))(model)
     assert names(nodes(model, "MoE")[1]) == {
         2: f"{EXPERTS}.gate_up_proj",
         3: f"{EXPERTS}.gate_up_proj_bias",
@@ -66,7 +66,7 @@ def test_float_inputs(model: ir.Model) -> None:
 
 @pytest.mark.parametrize("form", [INT8, INT4, MXFP4], ids=str)
 def test_packed_inputs(model: ir.Model, form: Format) -> None:
-    LowerMoE(form)(model)
+    LowerMoE(uniform("test", form))(model)
     given = names(nodes(model, "QMoE")[1])
     codes = {at: given.pop(at) for at in (2, 5)}
     assert codes[2].startswith(f"{EXPERTS}.gate_up_proj_{form.kind}")
@@ -82,7 +82,7 @@ def test_packed_inputs(model: ir.Model, form: Format) -> None:
 
 
 def test_mxfp4_passes_through_byte_for_byte(model: ir.Model, checkpoint: Checkpoint) -> None:
-    LowerMoE(MXFP4)(model)
+    LowerMoE(uniform("test", MXFP4))(model)
     node = nodes(model, "QMoE")[1]
     for which, at in (("gate_up_proj", 2), ("down_proj", 5)):
         packed, scales = (value.const_value for value in node.inputs[at : at + 2])
@@ -95,7 +95,7 @@ def test_mxfp4_passes_through_byte_for_byte(model: ir.Model, checkpoint: Checkpo
 
 
 def test_int8_is_exact(model: ir.Model, checkpoint: Checkpoint) -> None:
-    LowerMoE(INT8)(model)
+    LowerMoE(uniform("test", INT8))(model)
     codes, scales = (
         model.graph.initializers[f"{EXPERTS}.down_proj_{part}"].const_value.numpy()
         for part in ("int8", "scales")
@@ -108,12 +108,12 @@ def test_int8_is_exact(model: ir.Model, checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("form", [FP32, MXFP4], ids=str)
 def test_numbers(model: ir.Model, oracle: list[NDArray[np.float32]], form: Format) -> None:
-    LowerMoE(form)(model)
+    LowerMoE(uniform("test", form))(model)
     assert difference(computed(model), oracle) <= TOLERANCE
 
 
 def test_canary_another_limit_shows(model: ir.Model, oracle: list[NDArray[np.float32]]) -> None:
-    LowerMoE(FP32)(model)
+    LowerMoE(uniform("test", FP32))(model)
     for node in nodes(model, "MoE"):
         node.attributes["swiglu_limit"] = ir.AttrFloat32("swiglu_limit", 1.0)
     assert difference(computed(model), oracle) > 20 * TOLERANCE
@@ -121,4 +121,4 @@ def test_canary_another_limit_shows(model: ir.Model, oracle: list[NDArray[np.flo
 
 def test_blocks_that_do_not_divide_are_refused(model: ir.Model) -> None:
     with pytest.raises(UserError, match="64 input features are not whole blocks of 128"):
-        LowerMoE(Format("int", 8, 128))(model)
+        LowerMoE(uniform("test", Format("int", 8, 128)))(model)

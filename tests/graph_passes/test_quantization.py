@@ -60,6 +60,9 @@ def test_changes_are_of_one_group_each() -> None:
     [
         ("int2", "qkv=int4", "no preset 'int2'; there are fp32, int8, int4, mxfp4"),
         ("int4", "router=int4", "write group=format, group embedding, qkv, o, experts, lm_head"),
+        ("int4", "layers.1.lm_head=int4", "write group=format"),
+        ("int4", "layers.x.o=int4", "write group=format"),
+        ("int4", "layers.1.o=mxfp4", "only experts can be mxfp4"),
         ("int4", "name=int4", "write group=format"),
         ("int4", "qkv", "'' is not a format"),
         ("int4", "qkv=", "'' is not a format"),
@@ -70,3 +73,13 @@ def test_changes_are_of_one_group_each() -> None:
 def test_changes_that_are_none(preset: str, change: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         Quantization.parse(preset, [change])
+
+
+def test_a_layer_may_differ_from_its_group() -> None:
+    chosen = Quantization.parse("int4", ["experts=int8", "layers.3.experts=int4:16"])
+    assert [str(chosen.of("experts", n)) for n in (2, 3)] == ["int8:32", "int4:16"]
+    assert str(chosen.of("o", 3)) == "int4:32"
+    assert PRESETS["int4"].changed(chosen.describe()) == chosen
+    chosen.check_layers(4)
+    with pytest.raises(UserError, match=r"layers\.3\.experts: the model's layers are 0 to 2"):
+        chosen.check_layers(3)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.checkpoint import Checkpoint
 from graph_passes.blockwise import dequantize_blocks
 from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, Quantization
+from graph_passes.quantization import FP32, INT4, INT8_64, Quantization, uniform
 from graph_passes.quantize_embedding import QuantizeEmbedding
 from graph_passes.quantize_linears import QuantizeLinears
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes, ops
@@ -21,7 +21,7 @@ LINEARS = 2 * LAYERS + 1  # o_proj and router a layer, lm_head
 @pytest.fixture
 def lowered(model: ir.Model) -> ir.Model:
     """Without q, k and v, which go with attention."""
-    LowerAttention(FP32, False)(model)
+    LowerAttention(uniform("test", FP32), False)(model)
     return model
 
 
@@ -74,7 +74,7 @@ def test_each_group_has_its_own_format(lowered: ir.Model, checkpoint: Checkpoint
 
 
 def test_the_embedding_is_quantized_once(model: ir.Model) -> None:
-    assert QuantizeEmbedding(Quantization.parse("int4").embedding)(model) == 1
+    assert QuantizeEmbedding(INT4)(model) == 1
     (gather,) = nodes(model, "GatherBlockQuantized")
     codes, ids, scales = gather.inputs
     assert (list(codes.shape), list(scales.shape)) == ([512, 32], [512, 2])
@@ -84,7 +84,7 @@ def test_the_embedding_is_quantized_once(model: ir.Model) -> None:
 
 def test_quantized_rows_are_the_rows_of_the_table(model: ir.Model, checkpoint: Checkpoint) -> None:
     """In ONNX Runtime: what the gather reads is the table, to half a step of its int8 blocks."""
-    QuantizeEmbedding(Quantization.parse("int8").embedding)(model)
+    QuantizeEmbedding(INT8_64)(model)
     (gather,) = nodes(model, "GatherBlockQuantized")
     model.graph.outputs[0] = gather.outputs[0]
     rows, *_ = computed(model)
