@@ -20,7 +20,7 @@ from export.package_files import copy_files, write_json
 from export.staging import staged
 from export.tokenizer_graph import tokenizer_graph
 from export.trace import trace
-from export.writer import DataWriter
+from export.writer import EMBEDDED_BYTES, DataWriter
 from graph_passes.pipeline import lower, recipe
 from graph_passes.quantization import Quantization
 from graph_passes.weights import StreamedTensor
@@ -64,7 +64,8 @@ class Plan:
 
     def is_linked(self, tensor: ir.TensorProtocol) -> bool:
         origin = tensor.origin if isinstance(tensor, StreamedTensor) else None
-        return origin is not None and origin.file in self.linked
+        linked = origin is not None and origin.file in self.linked
+        return linked and tensor.nbytes >= EMBEDDED_BYTES
 
     @property
     def written_bytes(self) -> int:

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from runtimes.errors import UserError
@@ -26,8 +27,10 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
     output = output.absolute()
     _check_free(output, force)
     made: list[Path] = []
+    parents: list[Path] = []  # folders above that are there for this package alone, deepest first
 
     def prepare(size: int) -> Path:
+        parents.extend(takewhile(lambda folder: not folder.exists(), output.parents))
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if size + SPARE_BYTES > free:
@@ -43,6 +46,7 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
         yield prepare
         if made:
             _replace(made[0], output)
+            parents.clear()
     except OSError as error:
         raise UserError(
             f"{output}: cannot be written ({error.strerror or error}); "
@@ -51,6 +55,9 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # somebody else has put something there meanwhile
+            for folder in parents:
+                folder.rmdir()
 
 
 def _check_free(output: Path, force: bool) -> None:

@@ -70,8 +70,15 @@ def test_a_relative_output_survives_a_change_of_folder(
 @pytest.mark.parametrize("fail", [KeyboardInterrupt(), SystemExit(1), ValueError("any")])
 def test_a_failure_leaves_nothing(fail: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(fail)):
-        write(tmp_path / "package", fail=fail)
+        write(tmp_path / "made" / "for it" / "package", fail=fail)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_above_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "above").mkdir()
+    with pytest.raises(KeyError):
+        write(tmp_path / "above" / "below" / "package", fail=KeyError())
+    assert os.listdir(tmp_path) == ["above"] and not os.listdir(tmp_path / "above")
 
 
 def test_force_replaces_a_package_once_the_new_one_is_complete(old: Path) -> None:
