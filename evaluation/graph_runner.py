@@ -5,7 +5,7 @@ Works for the portable graph and for packages alike; applications use `runtimes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +13,61 @@ import onnxruntime
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
+
+def open_session(
+    graph: Path | bytes,
+    threads: int = 0,
+    settings: Mapping[str, str] | None = None,
+    weights: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Load a graph on the CPU; `weights` is the folder of the data of one given as bytes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, str(value))
+    if weights is not None:
+        name = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(name, str(weights))
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class GraphRunner:
     """One batch's state over a graph; `windows` has the KV rows of a windowed layer, else None."""
 
     def __init__(
-        self, graph: Path, windows: Sequence[int | None], batch: int = 1, threads: int = 0
+        self,
+        graph: Path | onnxruntime.InferenceSession,
+        windows: Sequence[int | None] | None = None,
+        batch: int = 1,
+        threads: int = 0,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
-        )
-        self._windows = tuple(windows)
+        self.session = open_session(graph, threads) if isinstance(graph, Path) else graph
+        self._inputs = self.session.get_inputs()[2:]
+        self._outputs = [value.name for value in self.session.get_outputs()]
+        self._windows = tuple(windows or [None] * (len(self._inputs) // 2))
+        self.extra: list[Float] = []  # what the graph gave beside logits and KV, at the last feed
         self.reset(batch)
 
     def reset(self, batch: int = 1) -> None:
         """Forget everything fed so far."""
         self._mask = np.zeros((batch, 0), np.int64)
-        self._past: dict[str, Float] = {}
-        for value in self.session.get_inputs()[2:]:
+        self._past: dict[str, NDArray[np.generic]] = {}
+        for value in self._inputs:
             window = self._windows[int(value.name.split(".")[1])]
             shape = (batch, value.shape[1], window or 0, value.shape[3])
-            self._past[value.name] = np.zeros(shape, np.float32)
+            self._past[value.name] = np.zeros(shape, _DTYPES[value.type])
 
     def feed(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None = None) -> Float:
         """Logits [B, S or 1, V] of the next slots; `mask` is 0 on right padding."""
         new = np.ones_like(ids) if mask is None else mask
         self._mask = np.concatenate([self._mask, new], axis=1)
-        names = [value.name for value in self.session.get_outputs()]
         feeds = {"input_ids": ids, "attention_mask": self._mask, **self._past}
-        logits, *present = self.session.run(names, feeds)
-        for name, value in zip(names[1:], present, strict=True):
+        logits, *rest = self.session.run(self._outputs, feeds)
+        present = len(self._inputs)
+        for name, value in zip(self._outputs[1:], rest[:present], strict=False):
             self._past[name.replace("present", "past_key_values")] = value
+        self.extra = rest[present:]
         return np.asarray(logits)

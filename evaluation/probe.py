@@ -1,0 +1,92 @@
+"""A graph's logits of every token and its router logits: packages and portable graphs alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from evaluation.graph_runner import GraphRunner, open_session
+from export.exporter import GRAPH
+from runtimes.package import Package
+
+Float = NDArray[np.float32]
+ROUTER = "probe.router."
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` onward: logits float32 [n, V] and router logits float32 [L, n, E]."""
+
+    start: int
+    logits: Float
+    routers: Float
+
+
+class Probe:
+    """Runs one sequence at a time, from an empty cache, in chunks."""
+
+    def __init__(self, runner: GraphRunner) -> None:
+        self._runner = runner
+
+    @classmethod
+    def of_package(cls, folder: Path, threads: int | None = None) -> Probe:
+        """A package as it stands, whichever logits it was exported to give."""
+        manifest = Package.open(folder).manifest
+        windows = [layer.window if layer.windowed else None for layer in manifest.kv.layers]
+        settings = manifest.session.get("config", {})
+        return cls._open(folder / manifest.graph, windows, threads, settings)
+
+    @classmethod
+    def of_portable(cls, folder: Path, threads: int | None = None) -> Probe:
+        """The portable graph that `export_portable` wrote to `folder`."""
+        return cls._open(folder / GRAPH, None, threads, {})
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        windows: Sequence[int | None] | None,
+        threads: int | None,
+        settings: dict[str, str],
+    ) -> Probe:
+        model = probed(ir.load(path))
+        proto = ir.serde.serialize_model(model).SerializeToString()
+        session = open_session(proto, threads or 0, settings, weights=path.parent)
+        return cls(GraphRunner(session, windows))
+
+    def run(self, ids: Sequence[int], chunk: int = 128) -> Iterator[Chunk]:
+        """Feed `ids`; one chunk's logits are in memory at a time."""
+        self._runner.reset()
+        array = np.array([ids], np.int64)
+        for start in range(0, len(ids), chunk):
+            logits = self._runner.feed(array[:, start : start + chunk])
+            routers = [v.reshape(logits.shape[1], -1) for v in self._runner.extra]
+            yield Chunk(start, logits[0], np.stack(routers))
+
+
+def probed(model: ir.Model) -> ir.Model:
+    """`model` with logits of every token and each layer's router logits among its outputs."""
+    graph = model.graph
+    for node in list(graph):
+        if node.outputs[0].name == "last_token.hidden":  # graph_passes.last_token_logits
+            hidden = node.inputs[0]
+            assert hidden is not None
+            node.outputs[0].replace_all_uses_with(hidden)
+            graph.remove(node, safe=True)
+    logits = graph.outputs[0]
+    assert logits.shape is not None
+    logits.shape = ir.Shape([logits.shape[0], None, logits.shape[2]])
+    biases = {str(v.name): v for v in graph.initializers.values()}
+    layers = sum(name.endswith(".mlp.router.bias") for name in biases)
+    for layer in range(layers):
+        (add,) = biases[f"model.layers.{layer}.mlp.router.bias"].consumers()
+        value = ir.Value(name=f"{ROUTER}{layer}", type=ir.TensorType(ir.DataType.FLOAT))
+        value.shape = ir.Shape([None] * len(add.outputs[0].shape or (0, 0, 0)))
+        graph.insert_after(add, ir.node("Identity", [add.outputs[0]], outputs=[value]))
+        graph.outputs.append(value)
+    return model
