@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 DEV = $(VENV)/.dev
 SOURCES = $(shell find export graph_passes runtimes evaluation -name '*.py') cli.py
 
-.PHONY: export test chat bench lint verify clean
+.PHONY: export test chat bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
@@ -26,6 +26,9 @@ bench: export
 
 verify: export
 	$(BIN)/gptoss verify $(OUT) --against $(MODEL)
+
+eval: export
+	$(BIN)/gptoss eval $(OUT) --against $(MODEL) --report $(OUT)-report
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

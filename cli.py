@@ -150,6 +150,48 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     show({"package": str(package), "verified": True, "kernels": kernels, **figures}, as_json)
 
 
+@main.command("eval")
+@click.argument("package", type=FOLDER)
+@click.option("--against", metavar="CHECKPOINT", required=True, help="What it was made from.")
+@click.option("--text", type=FOLDER, help="Chat JSONL or plain text; default: the checkpoint's.")
+@click.option("--questions", type=FOLDER, help="Chat JSONL whose last answers are wanted exactly.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Questions.")
+@click.option("--sensitivity", is_flag=True, help="What each group of tensors costs by itself.")
+@click.option("--report", type=FOLDER, help="A folder for report.html and report.json.")
+@click.option("--fail-if", "conditions", multiple=True, help="Exit 1 when it holds: kld>0.03.")
+@threads_option
+@json_option
+def eval_command(
+    package: Path,
+    against: str,
+    sensitivity: bool,
+    report: Path | None,
+    conditions: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure what PACKAGE lost against the full-precision graph of its checkpoint.
+
+    \b
+    gptoss eval build/demo-cpu-int4 --against demo --report build/report
+    """
+    from evaluation.evaluate import Options, evaluate
+    from evaluation.gate import Gate, failures
+    from evaluation.results import record, summary
+    from export.checkpoint import Checkpoint
+
+    gates = [Gate.parse(condition) for condition in conditions]
+    checkpoint = Checkpoint.open(against)
+    with stage_progress("tokens") as progress:
+        figures, reference = evaluate(
+            package, checkpoint, Options(**options, sensitivity=sensitivity), progress
+        )
+    record(package, figures, reference, report)
+    show(figures if as_json else summary(figures), as_json)
+    if problems := failures(gates, figures):
+        fail(f"{package}: {'; '.join(problems)}")
+
+
 @main.command()
 @click.argument("path", metavar="PACKAGE|CHECKPOINT")
 @json_option

@@ -14,11 +14,14 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from runtimes.chat import Chat
 
@@ -66,9 +69,9 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage in turn, told (stage, bytes done, bytes in all)."""
-    with _bars() as bars:
+def stage_progress(unit: str = "bytes") -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage in turn, told (stage, units done, units in all)."""
+    with _bars(unit) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -87,12 +90,23 @@ def byte_progress(stage: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bars.advance(task, count)
 
 
-def _bars() -> Progress:
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "?/s")
+
+
+def _bars(unit: str = "bytes") -> Progress:
+    counted = (
+        (DownloadColumn(), TransferSpeedColumn())
+        if unit == "bytes"
+        else (TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), _Rate())
+    )
     return Progress(
         TextColumn("{task.description:>8}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *counted,
         TimeRemainingColumn(),
         console=_ERRORS,
         transient=True,

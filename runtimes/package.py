@@ -64,6 +64,7 @@ class Manifest:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, str] = field(default_factory=dict)  # group of tensors to format
+    rounding: Mapping[str, Any] = field(default_factory=dict)  # how codes were chosen
     weights: Mapping[str, int] = field(default_factory=dict)  # bytes by how a token reads them
     links: Collection[str] = ()  # files that are a checkpoint's own, under a second name
     session: Mapping[str, Any] = field(default_factory=dict)
@@ -162,14 +163,21 @@ def write_manifest(
     os.replace(partial, folder / MANIFEST)
 
 
+def update_files(folder: Path | str, texts: Mapping[str, str]) -> None:
+    """Write text files of a package, by name, and their hashes into its manifest."""
+    folder = Path(folder)
+    content = _read_json(folder / MANIFEST)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    known = {n: entry["sha256"] for n, entry in content["files"].items() if n not in texts}
+    write_manifest(folder, content, known)
+
+
 def write_report(folder: Path | str, figures: Mapping[str, Any]) -> None:
     """Merge measured `figures` into a package's report.json, and its hash into the manifest."""
-    folder = Path(folder)
-    content, report = _read_json(folder / MANIFEST), folder / REPORT
+    report = Path(folder) / REPORT
     merged = {**(_read_json(report) if report.exists() else {}), **figures}
-    report.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    known = {n: entry["sha256"] for n, entry in content["files"].items() if n != REPORT}
-    write_manifest(folder, content, known)
+    update_files(folder, {REPORT: json.dumps(merged, indent=2, ensure_ascii=False) + "\n"})
 
 
 def _sha256(path: Path, progress: Progress | None) -> str:

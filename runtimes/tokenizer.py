@@ -48,6 +48,12 @@ class Tokenizer:
         """Text of `ids`: special tokens give none, bytes that are no UTF-8 give U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
+    def show(self, ids: Iterable[int]) -> str:
+        """`decode` with special tokens by name, for people to read."""
+        names = {place: name for name, place in self._special.items()}
+        pieces = [names[i].encode() if i in names else self.token_bytes(i) for i in ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
     def special(self, name: str) -> int:
         """Id of the special token `name`; ValueError when the tokenizer has none."""
         if name not in self._special:

@@ -1,0 +1,122 @@
+"""`gptoss eval`: what a package's quantization cost, from its text to its report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.generation import (
+    compare_replies,
+    package_replies,
+    read_questions,
+    reference_replies,
+)
+from evaluation.probe import Probe
+from evaluation.reference import Progress, Reference, portable_graph, reference
+from evaluation.scoring import by_group, score, worst_tokens
+from evaluation.statistics import histogram, metrics, router_agreement
+from evaluation.texts import Passage, read_passages
+from export.checkpoint import Checkpoint
+from runtimes.bench import bench
+from runtimes.errors import UserError
+from runtimes.package import Package
+
+HELD_OUT, QUESTIONS = "evaluation/held_out.jsonl", "evaluation/questions.jsonl"
+_SPEED_TOKENS = (64, 32)  # prompt, new
+
+
+@dataclass(frozen=True)
+class Options:
+    """`text` and `questions` None are the checkpoint's own; `limit` is how many are asked."""
+
+    text: Path | None = None
+    questions: Path | None = None
+    limit: int = 100
+    threads: int | None = None
+    sensitivity: bool = False  # also measure what each group of tensors costs by itself
+
+
+def evaluate(
+    folder: Path, checkpoint: Checkpoint, options: Options, progress: Progress
+) -> tuple[dict[str, Any], Reference]:
+    """Figures of the package in `folder` against its checkpoint, and the reference they are from.
+
+    Nothing is written into the package. UserError for a package of another checkpoint and for
+    text that cannot be used.
+    """
+    package = Package.open(folder, threads=options.threads)
+    _same_source(package, checkpoint)
+    path = options.text or checkpoint.path / HELD_OUT
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a text to evaluate on with --text FILE")
+    passages = read_passages(path, package.harmony, package.manifest.context_length)
+    with ExitStack() as stack:
+        portable = _once(lambda: stack.enter_context(portable_graph(checkpoint)))
+        expected = reference(checkpoint, passages, portable, progress)
+        tokens = score(Probe.of_package(folder, options.threads), passages, expected, progress)
+        languages, channels = by_group(tokens, passages)
+        figures = {
+            "source": package.manifest.source,
+            "text": _described(path, passages),
+            "quant": package.manifest.quant,
+            "method": package.manifest.rounding.get("method", "search"),
+            "kv": package.manifest.kv.dtype,
+            "recipe": dict(package.manifest.recipe),
+            "size_bytes": sum(entry.size for entry in package.manifest.files.values()),
+            "all": metrics(tokens),
+            "by_language": languages,
+            "by_channel": channels,
+            "kld_histogram": histogram(tokens.kld),
+            "router_agreement": router_agreement(tokens),
+            "worst_tokens": worst_tokens(tokens, passages, package.tokenizer),
+        }
+        asked = options.questions or checkpoint.path / QUESTIONS
+        if options.questions or asked.is_file():
+            questions = read_questions(asked, package.harmony, options.limit)
+            theirs = reference_replies(expected, portable, questions, package.stop_ids, progress)
+            ours = package_replies(package, questions, progress)
+            figures["generation"] = compare_replies(questions, ours, theirs, package.harmony)
+    figures["speed"] = _speed(folder, options.threads)
+    return figures, expected
+
+
+def _same_source(package: Package, checkpoint: Checkpoint) -> None:
+    source = package.manifest.source
+    named, revision = source.get("name"), source.get("revision")
+    if named != checkpoint.name or (revision and revision != checkpoint.revision):
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"{package.folder}: was made from {named}{at}, not from {checkpoint.name}; "
+            "give that checkpoint with --against"
+        )
+
+
+def _described(path: Path, passages: list[Passage]) -> dict[str, Any]:
+    return {
+        "name": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "passages": len(passages),
+        "tokens": sum(passage.tokens for passage in passages),
+    }
+
+
+def _speed(folder: Path, threads: int | None) -> dict[str, Any]:
+    prompt, new = _SPEED_TOKENS
+    measured = bench(folder, prompt_tokens=prompt, new_tokens=new, threads=threads).as_dict()
+    names = ("prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds")
+    return {name: measured[name] for name in (*names, "threads", "machine", "onnxruntime")}
+
+
+def _once(make: Callable[[], Path]) -> Callable[[], Path]:
+    made: list[Path] = []
+
+    def get() -> Path:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
