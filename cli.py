@@ -6,6 +6,8 @@ import json
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +68,12 @@ def main() -> None:
     metavar="GROUP=FORMAT",
     help="Another format for embedding, qkv, o, experts or lm_head: lm_head=int8:64.",
 )
+@click.option("--calibrate", type=FOLDER, help="Chat JSONL or plain text to round for.")
+@click.option(
+    "--method",
+    type=click.Choice(["rtn", "search", "gptq"]),
+    help="How 4-bit codes are chosen. Default: gptq with --calibrate, else search.",
+)
 @click.option("--link", is_flag=True, help="Refer to MXFP4 experts in the checkpoint's own files.")
 @click.option(
     "--full-kv",
@@ -83,6 +91,8 @@ def export_command(
     quant: str,
     output: Path | None,
     changes: tuple[str, ...],
+    calibrate: Path | None,
+    method: str | None,
     link: bool,
     full_kv: bool,
     all_logits: bool,
@@ -99,25 +109,54 @@ def export_command(
     from export.checkpoint import Checkpoint
     from export.exporter import Options, export, plan, summary
     from graph_passes.quantization import Quantization
+    from graph_passes.rounding import SEARCH, Rounding
     from runtimes.target import get_target
 
+    checkpoint = Checkpoint.open(model, revision)
     options = Options(
         get_target(target_name),
         Quantization.parse(quant, changes),
-        link,
-        force,
-        all_logits,
-        full_kv,
+        link=link,
+        force=force,
+        all_logits=all_logits,
+        full_kv=full_kv,
     )
-    checkpoint = Checkpoint.open(model, revision)
     _warn(options.target, options.quantization.describe())
     output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}"
-    if dry_run:
-        show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
-        return
-    with stage_progress() as progress:
-        made = export(checkpoint, options, output, progress)
+    with ExitStack() as stack:
+        rounding = calibration = None
+        if calibrate:
+            rounding, calibration = calibrated_rounding(stack, calibrate, checkpoint, method)
+        elif method:
+            rounding = Rounding(method)
+        options = replace(options, rounding=rounding or SEARCH, calibration=calibration)
+        if dry_run:
+            show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
+            return
+        with stage_progress() as progress:
+            made = export(checkpoint, options, output, progress)
     show({"output": str(output), **made}, as_json)
+
+
+def calibrated_rounding(
+    stack: ExitStack, text: Path, checkpoint: Any, method: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Rounding by `text`'s statistics, which are there until `stack` closes, and what it was."""
+    from evaluation.calibration import calibrated
+    from graph_passes.rounding import Rounding
+
+    method = method or "gptq"
+    with stage_progress("tokens") as progress:
+        grams = method == "gptq"
+        made = stack.enter_context(calibrated(text, checkpoint, grams=grams, progress=progress))
+    unrouted, experts = made.statistics.unrouted
+    if unrouted:
+        click.echo(
+            f"Warning: {text} routes nothing to {unrouted} of {experts} experts; they are rounded "
+            "without it",
+            err=True,
+        )
+    return Rounding(method, made.statistics), made.described
 
 
 @main.command()

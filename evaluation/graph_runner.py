@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -54,11 +55,16 @@ class GraphRunner:
     def reset(self, batch: int = 1) -> None:
         """Forget everything fed so far."""
         self._mask = np.zeros((batch, 0), np.int64)
-        self._past: dict[str, NDArray[np.generic]] = {}
+        self._past: dict[str, NDArray[Any]] = {}
         for value in self._inputs:
             window = self._windows[int(value.name.split(".")[1])]
             shape = (batch, value.shape[1], window or 0, value.shape[3])
             self._past[value.name] = np.zeros(shape, _DTYPES[value.type])
+
+    @property
+    def cache(self) -> dict[str, NDArray[Any]]:
+        """KV tensors [B, kv_heads, T, D] by the name of the past they are next."""
+        return self._past
 
     def feed(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None = None) -> Float:
         """Logits [B, S or 1, V] of the next slots; `mask` is 0 on right padding."""

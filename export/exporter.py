@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from export.trace import trace
 from export.writer import EMBEDDED_BYTES, DataWriter
 from graph_passes.pipeline import lower, recipe
 from graph_passes.quantization import Quantization
+from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.weights import StreamedTensor
 from runtimes.errors import UserError
 from runtimes.package import write_manifest
@@ -38,6 +39,8 @@ class Options:
 
     target: Target
     quantization: Quantization
+    rounding: Rounding = SEARCH
+    calibration: Mapping[str, Any] | None = None  # what the rounding's statistics are of
     link: bool = False  # refer to MXFP4 experts inside the checkpoint's files
     force: bool = False  # replace a package that is in the way
     all_logits: bool = False  # logits of every token, not only the last
@@ -93,6 +96,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         checkpoint.spec,
         target,
         quantization,
+        options.rounding,
         windowed_kv=options.windowed_kv,
         all_logits=options.all_logits,
     )
@@ -190,6 +194,7 @@ def _manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]
         "target": options.target.name,
         "quant": options.quantization.name,
         "recipe": options.quantization.describe(),
+        "rounding": {"method": options.rounding.method, "calibration": options.calibration},
         "min_runtime": options.target.min_runtime,
         "graph": GRAPH,
         "inputs": [_described(value) for value in graph.inputs],

@@ -51,7 +51,9 @@ def tiles(limit: int, *arrays: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[A
         yield tuple(array[start : start + step].reshape(-1, array.shape[-1]) for array in arrays)
 
 
-def quantize_blocks(weight: npt.NDArray[Any], bits: int, block: int) -> tuple[UInt8, Float32]:
+def quantize_blocks(
+    weight: npt.NDArray[Any], bits: int, block: int, importance: Float32 | None = None
+) -> tuple[UInt8, Float32]:
     """Quantize weight [..., K] in blocks along K.
 
     Returns packed uint8 [..., ceil(K/block) * block * bits / 8] (4 bits: low nibble = even k) and
@@ -59,7 +61,7 @@ def quantize_blocks(weight: npt.NDArray[Any], bits: int, block: int) -> tuple[UI
     the zero code; a block of zeros gets scale 0.
 
     4 bits: scale, sign and codes of least squared error among the candidates, each with its own
-    least-squares scale. 8 bits: the extreme becomes -128.
+    least-squares scale; errors weigh as `importance` [K] says. 8 bits: the extreme becomes -128.
 
     ``weight`` is float32 or a type that float32 holds (float16, bfloat16), converted tile by tile.
     Raises TypeError for other types; ValueError for bits other than 4 and 8, an odd or
@@ -72,7 +74,7 @@ def quantize_blocks(weight: npt.NDArray[Any], bits: int, block: int) -> tuple[UI
     packed = np.empty((*lead, groups * block * bits // 8), np.uint8)
     scales = np.empty((*lead, groups), np.float32)
     flat_packed, flat_scales = packed.reshape(-1, block * bits // 8), scales.reshape(-1)
-    solve = _solve4 if bits == 4 else _solve8
+    weights = None if importance is None else _block_weights(importance, groups, block)
     end = 0
     for (rows,) in tiles(max(1, TILE // (groups * block)), weight):
         start, end = end, end + len(rows) * groups
@@ -84,8 +86,11 @@ def quantize_blocks(weight: npt.NDArray[Any], bits: int, block: int) -> tuple[UI
         columns[...] = rows.reshape(-1, block).T
         extreme = _extreme(columns)
         columns /= np.where(extreme == 0, np.float32(1), extreme)
-        codes, relative = solve(columns)
-        if bits == 4:
+        if bits == 8:
+            codes, relative = _solve8(columns)
+        else:
+            tiled = None if weights is None else np.tile(weights, (1, len(rows)))
+            codes, relative = _solve4(columns, tiled)
             codes = codes[0::2] | codes[1::2] << np.uint8(4)
         flat_packed[start:end] = codes.T
         np.multiply(relative, extreme, out=flat_scales[start:end])
@@ -156,21 +161,30 @@ def _solve8(unit: Float32) -> tuple[UInt8, Float32]:
     return unit.astype(np.uint8), np.full(unit.shape[1], -1 / 128, np.float32)
 
 
-def _solve4(unit: Float32) -> tuple[UInt8, Float32]:
-    """As `_solve8`, with the candidate of least squared error.
+def _block_weights(importance: Float32, groups: int, block: int) -> Float32:
+    """Importance in each block [block, groups], near 1 so that no sum under- or overflows."""
+    padded = np.pad(importance.astype(np.float32), (0, groups * block - len(importance)))
+    weights = padded.reshape(groups, block).T
+    mean = weights.mean(axis=0)
+    return np.asarray(weights / np.where(mean > 0, mean, 1) + np.float32(1e-6), np.float32)
+
+
+def _solve4(unit: Float32, weights: Float32 | None) -> tuple[UInt8, Float32]:
+    """As `_solve8`, with the candidate of least squared error, weighted by `weights` like `unit`.
 
     For codes q the best scale is <x,q>/<q,q>, and it leaves the squared error
     <x,x> - <x,q>^2/<q,q>, so the candidate with the largest <x,q>^2/<q,q> wins.
     """
     blocks = unit.shape[1]
+    seen = unit if weights is None else unit * weights
     best = np.full(blocks, -1, np.float32)
     steps = np.empty(blocks, np.float32)  # winning units per scale; negative: the sign is flipped
     rounded, codes, work = (np.empty_like(unit) for _ in range(3))
 
     def consider(candidate: Float32, step: float) -> None:
-        dot, square = _products(unit, candidate, work)
+        dot, square = _products(seen, candidate, weights, work)
         dot *= dot
-        dot /= np.maximum(square, np.float32(1))  # a block of zeros has no other codes than zeros
+        dot /= np.where(square > 0, square, np.float32(1))  # zeros have no other codes than zeros
         better = dot > best
         np.copyto(best, dot, where=better)
         np.copyto(steps, step, where=better)
@@ -186,13 +200,40 @@ def _solve4(unit: Float32) -> tuple[UInt8, Float32]:
     np.multiply(unit, steps, out=codes)
     np.rint(codes, out=codes)
     np.clip(codes, -8, 7, out=codes)
-    dot, square = _products(unit, codes, work)
-    dot /= np.maximum(square, np.float32(1))
+    dot, square = _products(seen, codes, weights, work)
+    dot /= np.where(square > 0, square, np.float32(1))
     codes += 8
     return codes.astype(np.uint8), dot
 
 
-def _products(unit: Float32, codes: Float32, work: Float32) -> tuple[Float32, Float32]:
-    """Sum <x,q> and <q,q> of every block, float32 [blocks]."""
-    dot = np.add.reduce(np.multiply(unit, codes, out=work), axis=0)
-    return dot, np.add.reduce(np.multiply(codes, codes, out=work), axis=0)
+def _products(
+    seen: Float32, codes: Float32, weights: Float32 | None, work: Float32
+) -> tuple[Float32, Float32]:
+    """Sum <x,q> and <q,q> of every block, float32 [blocks]; `seen` has x weighted already."""
+    dot = np.add.reduce(np.multiply(seen, codes, out=work), axis=0)
+    np.multiply(codes, codes, out=work)
+    if weights is not None:
+        work *= weights
+    return dot, np.add.reduce(work, axis=0)
+
+
+def pack4(codes: UInt8) -> UInt8:
+    """Bytes [..., K/2] of 4-bit codes [..., K], low nibble first."""
+    return np.ascontiguousarray(codes[..., 0::2] | codes[..., 1::2] << np.uint8(4))
+
+
+def round_to_nearest(weight: npt.NDArray[Any], block: int) -> tuple[UInt8, Float32]:
+    """As `quantize_blocks` at 4 bits, each block's largest magnitude over 8 as its scale.
+
+    This is what most tools do, and what the search is measured against.
+    """
+    check_weight(weight)
+    rows, k = weight.shape
+    values = np.pad(weight.astype(np.float32), ((0, 0), (0, -k % block)))
+    values = values.reshape(rows, -1, block)
+    scales = np.abs(values).max(-1) / np.float32(8)
+    if not np.isfinite(scales).all():
+        raise ValueError("weights hold NaN or infinity")
+    steps = np.where(scales == 0, np.float32(1), scales)
+    codes = np.clip(np.rint(values / steps[..., None]), -8, 7) + 8
+    return pack4(codes.astype(np.uint8).reshape(rows, -1)), scales

@@ -6,14 +6,14 @@ float experts are quantized directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
 from graph_passes import mxfp4
-from graph_passes.blockwise import quantize_blocks
 from graph_passes.quantization import Format
+from graph_passes.rounding import Rounding
 from graph_passes.weights import Array, ExpertWeight, PackedPair, StoredBytes, parallel_map
 from runtimes.errors import UserError
 
@@ -28,7 +28,7 @@ class PackedSource(Protocol):
     def scales(self) -> StoredBytes: ...
 
 
-def packed_experts(weight: ExpertWeight, form: Format) -> PackedPair:
+def packed_experts(weight: ExpertWeight, form: Format, rounding: Rounding) -> PackedPair:
     """Codes uint8 [E, N, K*bits/8] and scales [E, N, K/block], float32 or for MXFP4 E8M0."""
     experts, rows, columns = weight.source.shape
     if columns % form.block:
@@ -36,10 +36,10 @@ def packed_experts(weight: ExpertWeight, form: Format) -> PackedPair:
             f"{weight.name}: {columns} input features are not whole blocks of {form.block}; "
             "choose a smaller block size, as in --set experts=int4:32"
         )
-    pack = _packer(form)
+    name = str(weight.name)  # the graph's own, which is gone when the stream is read
 
     def one(expert: int) -> tuple[Array, Array]:
-        return pack(weight.source.read(expert))
+        return _pack(weight.source.read(expert), form, rounding, name, expert)
 
     def pairs() -> Iterator[tuple[Array, Array]]:
         yield from parallel_map(one, range(experts))
@@ -56,20 +56,17 @@ def packed_experts(weight: ExpertWeight, form: Format) -> PackedPair:
     return pair
 
 
-def _packer(form: Format) -> Callable[[Any], tuple[Array, Array]]:
+def _pack(
+    stored: Any, form: Format, rounding: Rounding, name: str, expert: int
+) -> tuple[Array, Array]:
     """From what a source reads, float32 [N, K] or MXFP4 (blocks, scales), to codes and scales."""
-
-    def mxfp4_form(stored: Any) -> tuple[Array, Array]:
+    if form.kind == "mxfp4":
         return stored if isinstance(stored, tuple) else mxfp4.encode(stored)
-
-    def int_form(stored: Any) -> tuple[Array, Array]:
-        if not isinstance(stored, tuple):
-            return quantize_blocks(stored, form.bits, form.block)
+    if isinstance(stored, tuple):
         blocks, scales = stored
-        if form.bits == 4:
-            return mxfp4.to_int4(blocks, scales, form.block)
-        if form.block == mxfp4.BLOCK:
+        if form.bits == 8 and form.block == mxfp4.BLOCK:
             return mxfp4.to_int8(blocks, scales)
-        return quantize_blocks(mxfp4.decode(blocks, scales), 8, form.block)
-
-    return mxfp4_form if form.kind == "mxfp4" else int_form
+        if form.bits == 4 and not rounding.decodes(name, form, expert):
+            return mxfp4.to_int4(blocks, scales, form.block)
+        stored = mxfp4.decode(blocks, scales)
+    return rounding.rounder(name, form, expert)(stored)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graph_passes.quantization import Format
 from graph_passes.quantize_rows import quantized_rows
+from graph_passes.rounding import Rounding
 from graph_passes.step import discard, initializer, output
 from graph_passes.weights import FloatWeight, transposed
 
@@ -74,6 +75,7 @@ def lowered(
     weight: FloatWeight,
     bias: FloatWeight | None,
     form: Format,
+    rounding: Rounding,
     name: str,
     last: ir.Value,
 ) -> list[ir.Node]:
@@ -93,7 +95,7 @@ def lowered(
             ir.node("MatMul", [x, weight_value], outputs=[product]),
             ir.node("Add", [product, bias_value], outputs=[last]),
         ]
-    pair = quantized_rows(weight, form)
+    pair = quantized_rows(weight, form, rounding.rounder(name, form))
     inputs: list[ir.Value | None] = [
         x,
         initializer(graph, f"{name}.weight_q{form.bits}", pair.packed),

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graph_passes.linear import Linear, linears, lowered, remove
 from graph_passes.quantization import Quantization, layer_of
+from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.step import output, shared_constant
 from graph_passes.weights import concatenated
 
@@ -34,6 +35,7 @@ class LowerAttention:
 
     quantization: Quantization
     windowed_kv: bool
+    rounding: Rounding = SEARCH
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -80,7 +82,9 @@ class LowerAttention:
         weight = concatenated([linear.weight.const_value for linear in qkv])
         qkv_bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
         form = self.quantization.of("qkv", layer_of(name))
-        nodes = lowered(graph, qkv[0].x, weight, qkv_bias, form, f"{name}.qkv_proj", packed)
+        nodes = lowered(
+            graph, qkv[0].x, weight, qkv_bias, form, self.rounding, f"{name}.qkv_proj", packed
+        )
         graph.insert_before(node, [*nodes, attention])
         ir.convenience.replace_all_uses_with(
             node.outputs, attention.outputs, replace_graph_outputs=True

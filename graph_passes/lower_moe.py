@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graph_passes.expert_weights import packed_experts
 from graph_passes.quantization import Format, Quantization, layer_of
+from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.step import discard, initializer, output, shared_constant
 from graph_passes.weights import ExpertWeight, StreamedTensor
 
@@ -20,6 +21,7 @@ from graph_passes.weights import ExpertWeight, StreamedTensor
 @dataclass(frozen=True)
 class LowerMoE:
     quantization: Quantization
+    rounding: Rounding = SEARCH
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -48,7 +50,7 @@ class LowerMoE:
             op, inputs = "MoE", [hidden, rows, gate_up, gate_up_bias, down, down_bias]
         else:
             op = "QMoE"
-            w1, w2 = _packed(graph, gate_up, form), _packed(graph, down, form)
+            w1, w2 = (_packed(graph, v, form, self.rounding) for v in (gate_up, down))
             inputs = [hidden, rows, *w1, gate_up_bias, *w2, down_bias]
             attributes |= _layout(form)
             if form.kind == "mxfp4":  # global scales are inputs 15 and 16
@@ -62,9 +64,11 @@ class LowerMoE:
         discard(graph, gate_up, down)
 
 
-def _packed(graph: ir.Graph, weight: ir.Value, form: Format) -> tuple[ir.Value, ir.Value]:
+def _packed(
+    graph: ir.Graph, weight: ir.Value, form: Format, rounding: Rounding
+) -> tuple[ir.Value, ir.Value]:
     assert isinstance(weight.const_value, ExpertWeight)
-    pair = packed_experts(weight.const_value, form)
+    pair = packed_experts(weight.const_value, form, rounding)
     return (
         initializer(graph, f"{weight.name}_{str(form).partition(':')[0]}", pair.packed),
         initializer(graph, f"{weight.name}_scales", pair.scales),

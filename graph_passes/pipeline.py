@@ -18,6 +18,7 @@ from graph_passes.lower_moe import LowerMoE
 from graph_passes.quantization import Quantization
 from graph_passes.quantize_embedding import QuantizeEmbedding
 from graph_passes.quantize_linears import QuantizeLinears
+from graph_passes.rounding import Rounding
 from graph_passes.step import PassError, Step, rules
 from graph_passes.verify_target import VerifyTarget
 from runtimes.target import Target
@@ -34,6 +35,7 @@ def recipe(
     spec: Counts,
     target: Target,
     quantization: Quantization,
+    rounding: Rounding,
     *,
     windowed_kv: bool,
     all_logits: bool,
@@ -45,16 +47,16 @@ def recipe(
         Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
-        Step("lower attention", LowerAttention(quantization, windowed_kv), layers),
-        Step("lower MoE", LowerMoE(quantization), layers),
+        Step("lower attention", LowerAttention(quantization, windowed_kv, rounding), layers),
+        Step("lower MoE", LowerMoE(quantization, rounding), layers),
     ]
     if not all_logits:  # needs the lengths that attention put into the graph
         steps.append(Step("last token's logits", last_token_logits, 1))
     # o_proj and router a layer, lm_head; last, since the steps above look for traced linears.
-    steps.append(Step("quantize linears", QuantizeLinears(quantization), 2 * layers + 1))
+    steps.append(Step("quantize linears", QuantizeLinears(quantization, rounding), 2 * layers + 1))
     embedding = quantization.of("embedding")
     if embedding.kind == "int":
-        steps.append(Step("quantize embedding", QuantizeEmbedding(embedding), 1))
+        steps.append(Step("quantize embedding", QuantizeEmbedding(embedding, rounding), 1))
     return steps
 
 

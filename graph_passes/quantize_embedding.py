@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graph_passes.quantization import Format
 from graph_passes.quantize_rows import quantized_rows
+from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.step import discard, initializer, output
 from graph_passes.weights import FloatWeight
 
@@ -18,6 +19,7 @@ from graph_passes.weights import FloatWeight
 @dataclass(frozen=True)
 class QuantizeEmbedding:
     form: Format
+    rounding: Rounding = SEARCH
 
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
@@ -26,7 +28,8 @@ class QuantizeEmbedding:
             if table is None or not isinstance(table.const_value, FloatWeight):
                 continue
             ids, old = node.inputs[1], node.outputs[0]
-            pair = quantized_rows(table.const_value, self.form, flat=True)
+            round_rows = self.rounding.rounder(str(table.name), self.form)
+            pair = quantized_rows(table.const_value, self.form, round_rows, flat=True)
             codes = initializer(graph, f"{table.name}_q{self.form.bits}", pair.packed)
             scales = initializer(graph, f"{table.name}_scales", pair.scales)
             new = output(str(old.name), ir.DataType.FLOAT, old.shape)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graph_passes.linear import linears, lowered, remove
 from graph_passes.quantization import FP32, Format, Quantization, layer_of
+from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.step import output
 from graph_passes.weights import FloatWeight
 
@@ -22,6 +23,7 @@ class QuantizeLinears:
     """Every linear that is left: o_proj, router and lm_head (q, k, v go with attention)."""
 
     quantization: Quantization
+    rounding: Rounding = SEARCH
 
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
@@ -36,7 +38,7 @@ class QuantizeLinears:
             for value in (linear.weight, linear.bias):
                 if value is not None:
                     value.name = f"{value.name}.traced"
-            nodes = lowered(graph, linear.x, weight, bias, form, name, last)
+            nodes = lowered(graph, linear.x, weight, bias, form, self.rounding, name, last)
             graph.insert_before(linear.nodes[-1], nodes)
             old.replace_all_uses_with(last, replace_graph_outputs=True)
             remove(graph, linear)

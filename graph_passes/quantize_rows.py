@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graph_passes.blockwise import quantize_blocks
 from graph_passes.quantization import Format
+from graph_passes.rounding import Rounder
 from graph_passes.weights import Array, FloatWeight, PackedPair, parallel_map
 
 
-def quantized_rows(weight: FloatWeight, form: Format, *, flat: bool = False) -> PackedPair:
+def quantized_rows(
+    weight: FloatWeight, form: Format, round_rows: Rounder, *, flat: bool = False
+) -> PackedPair:
     """Codes uint8 [N, K/block, block*bits/8] and scales float32 [N, K/block] (MatMulNBits).
 
     `flat` gives the same codes as [N, K*bits/8], GatherBlockQuantized's shape.
@@ -18,11 +20,8 @@ def quantized_rows(weight: FloatWeight, form: Format, *, flat: bool = False) -> 
     blocks = -(-columns // form.block)
     block_bytes = form.block * form.bits // 8
 
-    def quantize(chunk: Array) -> tuple[Array, Array]:
-        return quantize_blocks(chunk, form.bits, form.block)
-
     def pairs() -> Iterator[tuple[Array, Array]]:
-        yield from parallel_map(quantize, weight.chunks())
+        yield from parallel_map(round_rows, weight.chunks())
 
     packed_shape = (rows, blocks * block_bytes) if flat else (rows, blocks, block_bytes)
     return PackedPair(pairs, packed_shape, (rows, blocks))

@@ -11,6 +11,7 @@ import pytest
 from export.spec import GptOssSpec
 from graph_passes.pipeline import lower, recipe
 from graph_passes.quantization import PRESETS, Quantization
+from graph_passes.rounding import SEARCH
 from graph_passes.step import PassError, Step
 from runtimes.target import Kernel, get_target
 from tests.graph_passes.conftest import LAYERS, nodes, ops
@@ -42,7 +43,7 @@ PACKED = {
 
 def steps(spec: GptOssSpec, preset: str = "fp32", *, all_logits: bool = True) -> list[Step]:
     quantization = Quantization.parse(preset)
-    return recipe(spec, CPU, quantization, windowed_kv=True, all_logits=all_logits)
+    return recipe(spec, CPU, quantization, SEARCH, windowed_kv=True, all_logits=all_logits)
 
 
 @pytest.mark.parametrize("all_logits", [True, False])

@@ -1,0 +1,214 @@
+"""One pass of the portable graph over a text: what each linear's and each expert's inputs are like.
+
+Second moments of every input channel, and for GPTQ the whole Gram matrices; experts by the tokens
+routed to them. Every token counts, the user's too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.reference import portable_graph
+from evaluation.texts import Passage, read_passages
+from export.checkpoint import Checkpoint
+from export.exporter import GRAPH
+from graph_passes import mxfp4
+from graph_passes.linear import linears
+from graph_passes.rounding import Statistics
+from runtimes.errors import UserError
+from runtimes.harmony import Harmony
+from runtimes.tokenizer import Tokenizer
+
+Float = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+MOST_TOKENS = 1 << 16
+_FLUSH = 4096  # tokens whose experts are computed at once: each expert is read once for them
+_IN_MEMORY = 1 << 30  # bytes of Gram matrices; more lie in a file
+_TAP = "calibration."
+
+
+@dataclass(frozen=True)
+class Calibration:
+    statistics: Statistics
+    described: dict[str, Any]  # for the manifest
+
+
+def read_calibration(path: Path, checkpoint: Checkpoint) -> list[Passage]:
+    """Passages of a text in the checkpoint's tokens; UserError when there are none."""
+    try:
+        harmony = Harmony(Tokenizer(checkpoint.path))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{checkpoint.path}: cannot encode {path}: {error}") from error
+    return read_passages(path, harmony, checkpoint.spec.max_position_embeddings)
+
+
+@contextmanager
+def calibrated(
+    path: Path, checkpoint: Checkpoint, *, grams: bool, progress: Progress
+) -> Iterator[Calibration]:
+    """Statistics of `checkpoint` over the text `path`, at most MOST_TOKENS of it.
+
+    They may lie in a temporary file and are there as long as the context is.
+    """
+    passages = read_calibration(path, checkpoint)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptoss.")))
+        with portable_graph(checkpoint) as portable:
+            sums = _Sums(checkpoint, scratch if grams else None)
+            tokens = _run(checkpoint, portable, passages, sums, progress)
+        described = {
+            "text": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "tokens": tokens,
+        }
+        yield Calibration(sums.statistics(), described)
+
+
+def _run(
+    checkpoint: Checkpoint,
+    portable: Path,
+    passages: Sequence[Passage],
+    sums: _Sums,
+    progress: Progress,
+) -> int:
+    model = ir.load(portable / GRAPH)
+    taps = _tap(model)
+    proto = ir.serde.serialize_model(model).SerializeToString()
+    runner = GraphRunner(open_session(proto, weights=portable))
+    total = min(sum(len(passage.ids) for passage in passages), MOST_TOKENS)
+    done = 0
+    for passage in passages:
+        if done >= total:
+            break
+        runner.reset()
+        ids = np.array([passage.ids], np.int64)
+        for start in range(0, len(passage.ids), 256):
+            chunk = ids[:, start : start + 256]
+            runner.feed(chunk)
+            for tap, value in zip(taps, runner.extra, strict=True):
+                sums.add(tap, value.reshape(-1, value.shape[-1]))
+            done += chunk.shape[1]
+            progress("calibrating", min(done, total), total)
+        sums.add_kv(runner.cache)
+    for layer in range(checkpoint.spec.num_layers):
+        sums.flush(layer)
+    return done
+
+
+def _tap(model: ir.Model) -> list[str]:
+    """Make inputs of linears and experts outputs; gives their names, in order."""
+    graph = model.graph
+    inputs: dict[str, ir.Value] = {}
+    for linear in linears(graph):
+        prefix, _, last = linear.name.rpartition(".")
+        if last == "q_proj":  # k and v have the same input
+            inputs[f"{prefix}.qkv_proj"] = linear.x
+        elif last in ("o_proj", "lm_head"):
+            inputs[linear.name] = linear.x
+    for node in graph:
+        if node.op_type == "MoE":
+            prefix = str(node.inputs[2].name).rpartition(".")[0]  # type: ignore[union-attr]
+            for name, value in (("hidden", node.inputs[0]), ("router", node.inputs[1])):
+                assert value is not None
+                inputs[f"{prefix}.{name}"] = value
+    for name, value in inputs.items():
+        out = ir.Value(name=_TAP + name, type=ir.TensorType(ir.DataType.FLOAT))
+        out.shape = ir.Shape([None] * 3)
+        graph.append(ir.node("Identity", [value], outputs=[out]))
+        graph.outputs.append(out)
+    return list(inputs)
+
+
+class _Sums:
+    """The running sums; experts' inputs wait until there are enough of them."""
+
+    def __init__(self, checkpoint: Checkpoint, scratch: Path | None) -> None:
+        self._checkpoint, self._spec, self._scratch = checkpoint, checkpoint.spec, scratch
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._moments: dict[str, Float] = {}
+        self._grams: dict[str, Float] = {}
+        self._kv: dict[str, Float] = {}
+        self._waiting: dict[str, list[Float]] = {}
+        self._held = 0
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._counts, self._moments, self._grams, self._kv)
+
+    def add(self, name: str, x: Float) -> None:
+        """Rows [n, K] that went into `name`."""
+        if ".experts." not in name:
+            self._sum(name, None, x)
+            return
+        self._waiting.setdefault(name, []).append(x)
+        if name.endswith(".router") and sum(map(len, self._waiting[name])) >= _FLUSH:
+            self.flush(int(name.split(".")[2]))
+
+    def add_kv(self, cache: dict[str, Float]) -> None:
+        """Largest magnitudes of a sequence's keys and values [1, kv_heads, T, D]."""
+        for name, value in cache.items():
+            _, layer, part = name.split(".")
+            most = np.abs(value).max(axis=(0, 2))
+            key = f"{layer}.{part}"
+            self._kv[key] = np.maximum(self._kv[key], most) if key in self._kv else most
+
+    def flush(self, layer: int) -> None:
+        """Send what waits through the layer's experts, one expert in memory at a time."""
+        prefix = f"model.layers.{layer}.mlp.experts"
+        hidden, router = (
+            np.concatenate(self._waiting.pop(f"{prefix}.{name}", [np.empty((0, 0), np.float32)]))
+            for name in ("hidden", "router")
+        )
+        if not len(hidden):
+            return
+        chosen = np.argsort(-router, axis=-1, kind="stable")[:, : self._spec.experts_per_token]
+        gate_up = self._checkpoint.expert_weight(layer, "gate_up_proj")
+        bias = self._checkpoint.tensors[f"{prefix}.gate_up_proj_bias"]
+        for expert in range(self._spec.num_experts):
+            x = hidden[(chosen == expert).any(-1)]
+            self._sum(f"{prefix}.gate_up_proj", expert, x)
+            stored = gate_up.read(expert)
+            weight = mxfp4.decode(*stored) if isinstance(stored, tuple) else stored
+            row = np.asarray(bias.read(expert, expert + 1), np.float32)
+            inner = swiglu(x @ np.asarray(weight, np.float32).T + row, self._spec)
+            self._sum(f"{prefix}.down_proj", expert, inner)
+
+    def _sum(self, name: str, expert: int | None, x: Float) -> None:
+        lead = () if expert is None else (self._spec.num_experts,)
+        width = x.shape[1]
+        if name not in self._moments:
+            self._counts[name] = np.zeros(lead, np.int64)
+            self._moments[name] = np.zeros((*lead, width), np.float32)
+            if self._scratch is not None:
+                self._grams[name] = self._zeros(name, (*lead, width, width))
+        place = () if expert is None else expert
+        self._counts[name][place] += len(x)
+        self._moments[name][place] += (x * x).sum(0)
+        if self._scratch is not None:
+            self._grams[name][place] += x.T @ x
+
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> Float:
+        nbytes = 4 * int(np.prod(shape))
+        self._held += nbytes
+        if self._held <= _IN_MEMORY:
+            return np.zeros(shape, np.float32)
+        assert self._scratch is not None
+        return np.memmap(self._scratch / name, np.float32, "w+", shape=shape)
+
+
+def swiglu(gate_up: Float, spec: Any) -> Float:
+    """The experts' inner activation [n, I] of [n, 2I], gate and up in turn (`custom_ops`)."""
+    gate = np.minimum(gate_up[:, 0::2], spec.swiglu_limit)
+    up = np.clip(gate_up[:, 1::2], -spec.swiglu_limit, spec.swiglu_limit)
+    glu = gate / (1 + np.exp(-spec.swiglu_alpha * gate))
+    return np.asarray((up + 1) * glu, np.float32)
