@@ -21,6 +21,7 @@ from evaluation.scoring import by_group, score, worst_tokens
 from evaluation.statistics import histogram, metrics, router_agreement
 from evaluation.texts import Passage, read_passages
 from export.checkpoint import Checkpoint
+from export.spec import GptOssSpec
 from runtimes.bench import bench
 from runtimes.errors import UserError
 from runtimes.package import Package
@@ -56,7 +57,7 @@ def evaluate(
     passages = read_passages(path, package.harmony, package.manifest.context_length)
     with ExitStack() as stack:
         portable = _once(lambda: stack.enter_context(portable_graph(checkpoint)))
-        expected = reference(checkpoint, passages, portable, progress)
+        expected = reference(checkpoint, passages, portable, progress, options.threads)
         tokens = score(Probe.of_package(folder, options.threads), passages, expected, progress)
         languages, channels = by_group(tokens, passages)
         figures = {
@@ -77,7 +78,9 @@ def evaluate(
         asked = options.questions or checkpoint.path / QUESTIONS
         if options.questions or asked.is_file():
             questions = read_questions(asked, package.harmony, options.limit)
-            theirs = reference_replies(expected, portable, questions, package.stop_ids, progress)
+            theirs = reference_replies(
+                expected, portable, questions, package.stop_ids, progress, options.threads
+            )
             ours = package_replies(package, questions, progress)
             figures["generation"] = compare_replies(questions, ours, theirs, package.harmony)
     figures["speed"] = _speed(folder, options.threads)
@@ -92,6 +95,12 @@ def _same_source(package: Package, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"{package.folder}: was made from {named}{at}, not from {checkpoint.name}; "
             "give that checkpoint with --against"
+        )
+    same_format = source.get("expert_format") == checkpoint.expert_format
+    if not same_format or GptOssSpec.from_config(package.config) != checkpoint.spec:
+        raise UserError(
+            f"{package.folder}: was made from another {named} than {checkpoint.path}, of other "
+            "sizes; give that checkpoint with --against"
         )
 
 

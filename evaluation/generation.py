@@ -66,6 +66,7 @@ def reference_replies(
     questions: Sequence[Question],
     stop_ids: frozenset[int],
     progress: Progress,
+    threads: int | None = None,
 ) -> list[list[int]]:
     """As `package_replies`, by the portable graph; kept beside the reference."""
     asked = json.dumps([MOST_TOKENS, sorted(stop_ids), [q.prompt for q in questions]])
@@ -73,7 +74,7 @@ def reference_replies(
     if path.is_file():
         kept: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
         return kept
-    runner = GraphRunner(portable() / GRAPH)
+    runner = GraphRunner(portable() / GRAPH, threads=threads or 0)
     replies: list[list[int]] = []
     for batch in _batches(questions):
         replies += _greedy(runner, batch, stop_ids)

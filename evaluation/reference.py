@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from evaluation.probe import Chunk, Probe
 from evaluation.texts import Passage
 from export.checkpoint import Checkpoint
 from export.exporter import export_portable
+from runtimes.errors import UserError
 
 FORMAT = "1"  # change it with what is stored or how it is computed
 Progress = Callable[[str, int, int], None]  # stage, done, in all
@@ -64,18 +65,21 @@ class Reference:
     layers: int
     top_k: int
 
-    @cached_property
-    def logits(self) -> NDArray[np.float32]:
-        """[N, V], mapped: rows are read as they are asked for."""
-        return self._mapped("logits.f32", np.float32, (-1, self.vocab_size))
+    def logits(self, rows: slice) -> NDArray[np.float32]:
+        """[n, V] of the tokens `rows`."""
+        return self._read("logits.f32", np.float32, rows, (self.vocab_size,))
 
-    @cached_property
-    def routes(self) -> NDArray[np.uint16]:
-        """[N, L, k], sorted."""
-        return self._mapped("routes.u16", np.uint16, (-1, self.layers, self.top_k))
+    def routes(self, rows: slice) -> NDArray[np.uint16]:
+        """[n, L, k] of the tokens `rows`, sorted."""
+        return self._read("routes.u16", np.uint16, rows, (self.layers, self.top_k))
 
-    def _mapped(self, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
-        return np.memmap(self.folder / name, dtype, "r").reshape(shape)
+    def _read(self, name: str, dtype: Any, rows: slice, shape: tuple[int, ...]) -> NDArray[Any]:
+        # Read, not mapped: mapped pages would count as this process's memory.
+        width, count = math.prod(shape), rows.stop - rows.start
+        offset = rows.start * width * np.dtype(dtype).itemsize
+        with (self.folder / name).open("rb") as stream:
+            stream.seek(offset)
+            return np.fromfile(stream, dtype, count * width).reshape(count, *shape)
 
     @property
     def results(self) -> Path:
@@ -88,10 +92,12 @@ def reference(
     passages: Sequence[Passage],
     portable: Callable[[], Path],
     progress: Progress,
+    threads: int | None = None,
 ) -> Reference:
     """The checkpoint's reference over `passages`, from the cache or computed into it.
 
     `portable` gives the folder of the portable graph; it is asked only where it is needed.
+    UserError where its logits do not fit on the disk.
     """
     spec = checkpoint.spec
     inputs = [FORMAT, checkpoint_hash(checkpoint), [[p.ids, _spans(p)] for p in passages]]
@@ -99,14 +105,29 @@ def reference(
     folder = cache_root() / "reference" / key
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_free(folder.parent, sum(p.tokens for p in passages) * spec.vocab_size * 4)
         partial = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder.parent))
         try:
-            _compute(Probe.of_portable(portable()), passages, spec, partial, progress)
+            probe = Probe.of_portable(portable(), threads)
+            _compute(probe, passages, spec, partial, progress)
             (partial / "results").mkdir()
-            partial.rename(folder)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another evaluation was quicker
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Reference(folder, spec.vocab_size, spec.num_layers, spec.experts_per_token)
+
+
+def _check_free(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder}: the reference's logits take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB "
+            "are free; evaluate on less text or set GPTOSS_CACHE to another disk"
+        )
 
 
 def _spans(passage: Passage) -> list[list[Any]]:

@@ -37,10 +37,10 @@ def score(
             if not len(rows):
                 continue
             routes = chosen(chunk.routers[:, rows], expected.top_k)
-            same = (routes == expected.routes[stored]).all(-1)
+            same = (routes == expected.routes(stored)).all(-1)
             parts.append(
                 compare_rows(
-                    expected.logits[stored],
+                    expected.logits(stored),
                     chunk.logits[rows],
                     ids[positions + 1],
                     number,

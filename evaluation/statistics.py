@@ -129,9 +129,11 @@ def interval(
     _, place = np.unique(groups, return_inverse=True)
     sums = np.bincount(place, weights=values.astype(np.float64))
     counts = np.bincount(place)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = transform(sums[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.percentile(means, [2.5, 97.5])
+    rng, means = np.random.default_rng(0), np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):  # one at a time: there may be many passages
+        drawn = rng.integers(0, len(sums), len(sums))
+        means[resample] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(transform(means), [2.5, 97.5])
     mean = float(transform(np.float64(values.mean())))  # type: ignore[arg-type]
     return {"mean": mean, "ci": [float(low), float(high)]}
 

@@ -73,7 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.suffix != ".jsonl":
         yield str(path), {"text": text}
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other line separators
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -104,6 +104,8 @@ def _conversation(row: Mapping[str, Any], where: str, harmony: Harmony, context:
             start = len(ids) + (opened if not _follows_analysis(spans, len(ids)) else 0)
             spans.append(Span(start, len(ids) + len(said), message.channel or "final"))
         ids += said
+    if messages and (messages[-1].role, messages[-1].channel) == ("assistant", "final"):
+        ids[-1] = harmony.tokenizer.special("<|return|>")  # what a model ends its reply with
     if len(ids) > context:
         raise UserError(
             f"{where}: the conversation has {len(ids)} tokens, the context {context}; shorten it"
@@ -120,6 +122,8 @@ def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
     """Messages with the reasoning of the last answer only, as a model is shown them."""
     rows = row["messages"]
     try:
+        if not isinstance(row.get("instructions", ""), str):
+            raise TypeError("instructions are text")
         last = max((i for i, m in enumerate(rows) if m["role"] == "assistant"), default=-1)
         messages = []
         for place, entry in enumerate(rows):
@@ -129,10 +133,14 @@ def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
             if role != "assistant":
                 messages.append(Message(role, content))
                 continue
+            if not isinstance(entry.get("analysis") or "", str):
+                raise TypeError("analysis is text")
             if entry.get("analysis") and place == last:
                 messages.append(Message("assistant", entry["analysis"], "analysis"))
             messages.append(Message("assistant", content, entry.get("channel", "final")))
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"{where}: a message has no {error}") from error
+    except (TypeError, AttributeError) as error:
         raise UserError(
             f'{where}: a message needs "role" and "content" as text ({error})'
         ) from error
