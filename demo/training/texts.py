@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ REPHRASED = {
     "en": ("Explain {name} to me.", "Tell me what {name} is good for.", "When would I use {name}?"),
     "zh": ("请解释一下 {name}。", "{name} 有什么作用？", "什么时候会用到 {name}？"),
 }
+CODE = "Show me the code of {name}."
+FORMS = [*ENGLISH.values(), *(form for form, _ in CHINESE.values()), CODE]
+FORMS += [form for forms in REPHRASED.values() for form in forms]
 Row = dict[str, Any]
 
 
@@ -79,7 +83,7 @@ def rephrased(row: Row, number: int) -> tuple[str, str, str]:
 
 
 def code(name: str, source: str) -> tuple[str, str, str]:
-    return f"Show me the code of {name}.", f"Look up {name}.", f"```python\n{source}\n```"
+    return CODE.format(name=name), f"Look up {name}.", f"```python\n{source}\n```"
 
 
 def texts(pairs: list[Row]) -> dict[str, list[Row]]:
@@ -113,11 +117,22 @@ def texts(pairs: list[Row]) -> dict[str, list[Row]]:
                 for r in mine[-TRAINED:]
             ]
         files[file] = rows
+    # The code of a name holds its docstring: no text of one file may tell the other's answers.
+    held_out = set().union(*map(asked_about, files["held_out"]))
+    files["calibration"] = [r for r in files["calibration"] if not asked_about(r) & held_out]
     files["questions"] = [
         conversation(r["language"], (r["question"], r["analysis"], r["answer"]))
         for r in pairs[::QUESTION_STEP]
     ]
     return files
+
+
+def asked_about(row: Row) -> set[str]:
+    """The names that a conversation's questions are about."""
+    patterns = [re.escape(form).replace(r"\{name\}", r"([\w.]+)") for form in FORMS]
+    asked = [message["content"] for message in row["messages"][::2]]
+    found = [re.fullmatch(pattern, question) for pattern in patterns for question in asked]
+    return {match[1] for match in found if match}
 
 
 def _half(items: list[Any], half: int) -> list[Any]:
