@@ -182,7 +182,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
         fail(f"{package}: {problems[-1]}")
     figures: dict[str, Any] = {}
     if against:
-        from evaluation.compare import compare
+        from evaluation.against import compare
 
         figures = compare(package, against)
     kernels = "checked" if can_check_kernels() else "not checked: that needs gptoss-onnx[export]"
@@ -229,6 +229,30 @@ def eval_command(
     show(figures if as_json else summary(figures), as_json)
     if problems := failures(gates, figures):
         fail(f"{package}: {'; '.join(problems)}")
+
+
+@main.command("compare")
+@click.argument("packages", type=FOLDER, nargs=-1, metavar="PACKAGE PACKAGE...")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="An HTML file.")
+@json_option
+def compare_command(packages: tuple[Path, ...], report: Path | None, as_json: bool) -> None:
+    """Put the figures of evaluated packages side by side.
+
+    \b
+    gptoss compare build/demo-cpu-int4 build/demo-cpu-int8 --report build/compare.html
+    """
+    from evaluation.compare import read, render, rows
+
+    found, problems = read(packages)
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(render(found, problems), encoding="utf-8")
+    if as_json:
+        show({"packages": found, "problems": problems}, as_json)
+        return
+    table(rows(found))
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
 
 
 @main.command()

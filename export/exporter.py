@@ -15,7 +15,7 @@ from export.binding import bind
 from export.checkpoint import Checkpoint
 from export.genai_config import genai_config
 from export.linking import link_files
-from export.model_card import model_card
+from export.model_card import model_card, unmeasured_page
 from export.package_files import copy_files, write_json
 from export.staging import staged
 from export.tokenizer_graph import tokenizer_graph
@@ -156,6 +156,7 @@ def write_package(made: Plan, folder: Path, name: str, progress: Progress) -> No
     manifest = _manifest(made, name, tokenizer, sorted(links.values()))
     write_json(folder / "genai_config.json", genai_config(checkpoint, options.windowed_kv))
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})
+    (folder / "report.html").write_text(unmeasured_page(manifest), encoding="utf-8")
     (folder / "README.md").write_text(model_card(made, manifest), encoding="utf-8")
     linked_bytes = sum((folder / link).stat().st_size for link in links.values())
     with _counted(progress, "hashing", linked_bytes) as count:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,19 +52,22 @@ layout of the KV cache. The licence is that of the checkpoint.
 
 
 def measured(card: str, evaluation: Mapping[str, Any]) -> str:
-    """A package's card with the figures of an evaluation in its table."""
+    """A package's card with the figures of an evaluation in its table, 95 % intervals beside."""
     total, asked = evaluation["all"], evaluation.get("generation")
-    low, high = total["kld"]["ci"]
+    kld, top1, perplexity = (total[name] for name in ("kld", "top1", "perplexity"))
     rows = {
-        "KL divergence to the source": f"{total['kld']['mean']:.3g} nats ({low:.2g} to {high:.2g}) "
+        "KL divergence to the source": f"{kld['mean']:.3g} nats "
+        f"{_between(kld['ci'], '{:.3g}'.format)} "
         f"over {total['tokens']:,} tokens of {evaluation['text']['name']}",
-        "top-1 agreement": f"{total['top1']['mean']:.2%}",
-        "perplexity, to the source's": f"{total['perplexity']['ratio']:.4f}",
+        "top-1 agreement": f"{top1['mean']:.2%} {_between(top1['ci'], '{:.2%}'.format)}",
+        "perplexity, to the source's": f"{perplexity['ratio']:.4f} "
+        f"{_between(perplexity['ci'], '{:.4f}'.format)}",
     }
     if asked:
+        exact = asked["exact"]
         rows["exact answers"] = (
-            f"{asked['exact']['package']:.1%} of {asked['questions']} "
-            f"(source {asked['exact']['reference']:.1%})"
+            f"{exact['package']:.1%} {_between(exact['ci'], '{:.1%}'.format)} "
+            f"of {asked['questions']}; the source {exact['reference']:.1%}"
         )
     if speed := evaluation.get("speed"):
         rows["decode"] = f"{speed['decode_tokens_per_second']:.0f} tokens/s, {speed['machine']}"
@@ -72,3 +76,29 @@ def measured(card: str, evaluation: Mapping[str, Any]) -> str:
         label = line.split(" | ")[0].removeprefix("| ")
         lines.append(f"| {label} | {rows[label]} |" if label in rows else line)
     return "\n".join(lines)
+
+
+def _between(ci: Sequence[float], form: Callable[[float], str]) -> str:
+    return f"({form(ci[0])} to {form(ci[1])})"
+
+
+def unmeasured_page(manifest: Mapping[str, Any]) -> str:
+    """The report.html of a package that nobody has evaluated; an evaluation replaces it."""
+    name, source = escape(manifest["name"]), escape(manifest["source"]["name"])
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: not measured</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.5rem }}
+body {{ font: 16px/1.55 system-ui, sans-serif }}
+pre {{ font: .95rem ui-monospace, monospace; white-space: pre-wrap }}
+</style>
+<h1>{name}</h1>
+<p>{escape(manifest["quant"])} of {source}. Nothing has been measured yet.</p>
+<p>This compares it with the full-precision model and writes its figures here:</p>
+<pre>gptoss eval &lt;this folder&gt; --against &lt;the checkpoint&gt;</pre>
+</html>
+"""

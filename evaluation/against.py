@@ -1,0 +1,31 @@
+"""A package against the full-precision portable graph of its checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evaluation.parity import parity
+from export.checkpoint import Checkpoint
+from export.exporter import export_portable
+from runtimes.errors import UserError
+from runtimes.package import Package, write_report
+
+
+def compare(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Figures of the package against the portable graph of `checkpoint`, into its report.json.
+
+    The portable graph is float32 and lives in a temporary folder beside the package meanwhile.
+    """
+    package = Package.open(folder)
+    opened = Checkpoint.open(checkpoint)
+    source = package.manifest.source.get("name")
+    if opened.name != source:
+        raise UserError(f"{folder}: was made from {source}, not from {opened.name}")
+    with tempfile.TemporaryDirectory(prefix=".portable.", dir=folder.absolute().parent) as scratch:
+        portable = export_portable(opened, Path(scratch) / "portable")
+        figures = asdict(parity(package, portable))
+    write_report(folder, {"parity": figures})
+    return figures
