@@ -1,0 +1,75 @@
+"""A recipe within a budget, and recipes given back: JSON, a manifest.json, or a package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from evaluation.assign import (
+    Assignment,
+    assign,
+    check_budget,
+    measure,
+    parse_size,
+    quantized_weights,
+)
+from evaluation.calibration import read_calibration
+from evaluation.reference import Progress
+from export.checkpoint import Checkpoint
+from export.exporter import Options, plan, summary
+from graph_passes.quantization import GROUPS, PRESETS, Quantization
+from runtimes.errors import UserError
+
+CALIBRATION = "evaluation/calibration.jsonl"
+
+
+def read_recipe(path: Path, preset: str) -> Quantization:
+    """The quantization that `path` describes.
+
+    A manifest's preset is its own; a bare mapping changes `preset`. UserError for what is neither.
+    """
+    file = path / "manifest.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; give a recipe, a manifest or a package") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a recipe ({error}); give JSON, group to format") from None
+    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+        preset, content = content.get("quant", preset), content["recipe"]
+    texts = isinstance(content, dict) and all(isinstance(v, str) for v in content.values())
+    if not texts or not content or preset not in PRESETS:
+        raise UserError(f'{file}: not a recipe; give JSON such as {{"{GROUPS[0]}": "int8:64"}}')
+    return PRESETS[preset].changed(content)
+
+
+def within(
+    checkpoint: Checkpoint,
+    options: Options,
+    text: Path | None,
+    *,
+    bits: float | None = None,
+    size: str | None = None,
+    progress: Progress,
+) -> tuple[Quantization, Assignment]:
+    """The assignment for `bits` per weight, or for `size` of the package's data, and its recipe.
+
+    `text` is what sensitivities are measured on, by default the checkpoint's calibration text.
+    """
+    base = PRESETS["int4"]
+    text = text or checkpoint.path / CALIBRATION
+    if not text.is_file():
+        raise UserError(f"{text}: no such file; give a text to measure on with --calibrate FILE")
+    weights = quantized_weights(checkpoint)
+    if bits is not None:
+        budget, wanted, rest = int(bits * weights / 8), f"--bits-per-weight {bits:g}", 0
+    else:
+        made = plan(checkpoint, replace(options, quantization=base))
+        rest = summary(made)["written_bytes"] - weights * 5 // 8  # int4:32 is 5 bits a weight
+        budget, wanted = parse_size(str(size)) - rest, f"--size {size}"
+    check_budget(checkpoint, budget, wanted, rest)
+    passages = read_calibration(text, checkpoint)
+    costs = measure(checkpoint, passages, options.rounding, progress)
+    found = assign(costs, budget, wanted)
+    return base.changed(found.recipe), found

@@ -1,0 +1,130 @@
+"""What each group of tensors and each layer costs by itself: KL divergence, one at a time.
+
+The weights are the package's own, whatever rounded them, put back into the float32 portable graph
+while everything else stays float: no kernel's arithmetic is in the figures, weights alone. Experts
+that are exact (MXFP4 as it is, or in int8 blocks of 32) cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from evaluation.reference import Progress, Reference
+from evaluation.scoring import score
+from evaluation.statistics import interval
+from evaluation.texts import Passage
+from evaluation.units import (
+    DOWN,
+    EMBEDDING,
+    GATE_UP,
+    Float,
+    Stream,
+    dequantized,
+    units,
+    with_weights,
+)
+from export.exporter import GRAPH
+from graph_passes.quantization import PRESETS, Format
+from graph_passes.weights import CHUNK_BYTES
+from runtimes.package import Manifest
+
+TOKENS = 2000  # that count, unless told otherwise
+_QKV = ("q_proj", "k_proj", "v_proj")
+_PARTS = {"experts gate-up": GATE_UP, "experts down": DOWN}
+
+
+def sensitivity(
+    package: Path,
+    portable: Path,
+    passages: Sequence[Passage],
+    expected: Reference,
+    progress: Progress,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of report.json: groups from the costliest to the cheapest, then layers in order.
+
+    `expected` is the reference over `passages`. An int8 KV cache is not among the groups.
+    """
+    manifest = Manifest.load(package)
+    # A recipe names every group; the preset only completes one that was cut short.
+    quantization = PRESETS[manifest.quant].changed(manifest.recipe)
+    weights = PackageWeights(package / manifest.graph, portable / GRAPH)
+    groups: dict[str, dict[str, Format]] = {}
+    layers: dict[str, dict[str, Format]] = {}
+    for unit in units(expected.layers):
+        form = quantization.of(unit.group, unit.layer)
+        for name in unit.weights:
+            group = next((g for g, part in _PARTS.items() if name.endswith(part)), unit.group)
+            groups.setdefault(group, {})[name] = form
+            if unit.layer is not None:
+                layers.setdefault(str(unit.layer), {})[name] = form
+    measured: dict[str, list[dict[str, Any]]] = {"group": [], "layer": []}
+    parts = [("group", groups), ("layer", layers)]
+    total, done = len(groups) + len(layers), 0
+    for what, named in parts:
+        for name, forms in named.items():
+            streams = {
+                weight: weights.stream(weight, form)
+                for weight, form in forms.items()
+                if form.kind != "float"
+            }
+            cost: dict[str, Any] = {"mean": 0.0, "ci": [0.0, 0.0]}
+            if streams:
+                with with_weights(portable, streams, threads) as probe:
+                    tokens = score(probe, passages, expected, lambda *_: None)
+                cost = interval(tokens.passage, tokens.kld)
+            done += 1
+            progress("sensitivity", done, total)
+            texts = dict.fromkeys(str(form) for form in forms.values())
+            row = {"what": what, "name": name, "kld": cost["mean"], "ci": cost["ci"]}
+            measured[what].append({**row, "format": ", ".join(texts)})
+    return sorted(measured["group"], key=lambda row: -row["kld"]) + measured["layer"]
+
+
+class PackageWeights:
+    """A package's quantized weights as float32, by their names and shapes in the portable graph."""
+
+    def __init__(self, graph: Path, portable: Path) -> None:
+        self._values = ir.load(graph).graph.initializers
+        values = ir.load(portable).graph.initializers.values()
+        self._shapes = {str(v.name): v.shape.numpy() for v in values if v.shape is not None}
+
+    def stream(self, name: str, form: Format) -> Stream:
+        """The float32 rows of `name`, which the package keeps in `form`."""
+        width, rows = self._shapes[name][-1], slice(None)
+        stem, _, last = name.rpartition(".")
+        if last in ("gate_up_proj", "down_proj"):
+            packed, scales = f"{name}_{str(form).partition(':')[0]}", f"{name}_scales"
+        elif name == EMBEDDING:
+            packed, scales = f"{name}_q{form.bits}", f"{name}_scales"
+        else:
+            module, _, projection = stem.rpartition(".")
+            if projection in _QKV:  # their rows are one weight in a package
+                parts = _QKV[: _QKV.index(projection)]
+                start = sum(self._shapes[f"{module}.{part}.weight"][0] for part in parts)
+                rows, stem = slice(start, start + self._shapes[name][0]), f"{module}.qkv_proj"
+            packed, scales = f"{stem}.weight_q{form.bits}", f"{stem}.scales"
+        return partial(self._chunks, packed, scales, form, width, rows)
+
+    def _chunks(
+        self, packed: str, scales: str, form: Format, width: int, rows: slice
+    ) -> Iterator[Float]:
+        codes, steps = self._array(packed)[rows], self._array(scales)[rows]
+        codes = codes.reshape(-1, int(np.prod(codes.shape[steps.ndim - 1 :])))
+        steps = steps.reshape(-1, steps.shape[-1])
+        step = max(1, CHUNK_BYTES // (4 * width))
+        for start in range(0, len(steps), step):
+            part = slice(start, start + step)
+            yield dequantized(np.asarray(codes[part]), np.asarray(steps[part]), form, width)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        tensor = self._values[name].const_value
+        assert tensor is not None
+        return tensor.numpy()

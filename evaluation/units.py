@@ -1,0 +1,108 @@
+"""Units of quantization, and the portable graph with one of them quantized, all else in float.
+
+A unit's weights pass through their codes and back to float32, a chunk at a time, into a temporary
+file beside the graph: one unit is on the disk at a time, one weight's codes in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.probe import Probe, probed
+from evaluation.texts import Passage
+from export.exporter import GRAPH
+from graph_passes import mxfp4
+from graph_passes.blockwise import dequantize_blocks
+from graph_passes.quantization import Format
+
+Float = NDArray[np.float32]
+Stream = Callable[[], Iterator[Float]]
+LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+_QKV = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+_LAYER_PARTS = {"qkv": _QKV, "o": ("self_attn.o_proj.weight",), "experts": (GATE_UP, DOWN)}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that share one format; `key` is theirs in a recipe."""
+
+    key: str
+    group: str
+    layer: int | None
+    weights: tuple[str, ...]  # names in the portable graph
+
+
+def units(num_layers: int) -> list[Unit]:
+    """Embedding, lm_head, and qkv, o and experts of each layer."""
+    found = [
+        Unit("embedding", "embedding", None, (EMBEDDING,)),
+        Unit("lm_head", "lm_head", None, (LM_HEAD,)),
+    ]
+    for layer in range(num_layers):
+        for group, parts in _LAYER_PARTS.items():
+            names = tuple(f"model.layers.{layer}.{part}" for part in parts)
+            found.append(Unit(f"layers.{layer}.{group}", group, layer, names))
+    return found
+
+
+def dequantized(packed: NDArray[Any], scales: NDArray[Any], form: Format, width: int) -> Float:
+    """float32 [..., width] of codes as any kernel keeps them, blocks apart or in one row."""
+    groups = scales.shape[-1]
+    if form.kind == "mxfp4":
+        return mxfp4.decode(packed.reshape(*scales.shape, 16), scales.view(np.uint8))
+    flat = packed.reshape(*scales.shape[:-1], groups * form.block * form.bits // 8)
+    return dequantize_blocks(flat, scales, form.bits, form.block, width)
+
+
+@contextmanager
+def with_weights(
+    portable: Path, weights: Mapping[str, Stream], threads: int | None = None
+) -> Iterator[Probe]:
+    """A probe of the portable graph in the folder `portable` with other values of some weights."""
+    model = ir.load(portable / GRAPH)
+    with tempfile.NamedTemporaryFile(dir=portable, prefix="unit.") as data:
+        for name, stream in weights.items():
+            value = model.graph.initializers[name]
+            assert value.const_value is not None
+            data.write(bytes(-data.tell() % _ALIGNMENT))
+            start = data.tell()
+            for chunk in stream():
+                data.write(np.ascontiguousarray(chunk, np.float32).data)
+            size = data.tell() - start
+            assert size == value.const_value.nbytes, f"{name}: {size} bytes"
+            value.const_value = ir.ExternalTensor(
+                Path(data.name).name,
+                start,
+                size,
+                ir.DataType.FLOAT,
+                shape=ir.Shape(value.const_value.shape.numpy()),
+                name=name,
+                base_dir=portable,
+            )
+        data.flush()
+        proto = ir.serde.serialize_model(probed(model)).SerializeToString()
+        yield Probe(GraphRunner(open_session(proto, threads or 0, weights=portable)))
+
+
+def subset(passages: Sequence[Passage], tokens: int) -> list[Passage]:
+    """Whole passages drawn from everywhere in a text until `tokens` of theirs count."""
+    chosen: list[int] = []
+    found = 0
+    for place in np.random.default_rng(0).permutation(len(passages)):
+        if found >= tokens:
+            break
+        chosen.append(int(place))
+        found += passages[place].tokens
+    return [passages[place] for place in sorted(chosen)]
