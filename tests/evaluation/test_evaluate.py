@@ -1,0 +1,276 @@
+"""`gptoss eval`: ranks wrong packages far behind, refuses what cannot be meant, stays small."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+from evaluation.evaluate import Options, evaluate
+from evaluation.gate import Gate, failures
+from evaluation.probe import Probe
+from evaluation.reference import Reference, portable_graph, reference
+from evaluation.scoring import score
+from evaluation.statistics import Tokens, metrics, router_agreement
+from evaluation.texts import Passage, read_passages
+from export.checkpoint import Checkpoint
+from export.exporter import Options as ExportOptions
+from export.exporter import export
+from export.synthetic import synthesize
+from graph_passes.quantization import Quantization
+from runtimes.errors import UserError
+from runtimes.harmony import Harmony
+from runtimes.package import write_manifest
+from runtimes.target import get_target
+from tests.conftest import DemoPackage
+
+GRAPH, DATA = "model.onnx", "model.onnx.data"
+LAYER = "model.layers.2"
+Change = Callable[[Any], Any]
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Tokens of any folder of the demo's against one small text."""
+
+    passages: list[Passage]
+    expected: Reference
+
+    def tokens(self, folder: Path) -> Tokens:
+        return score(Probe.of_package(folder), self.passages, self.expected, quiet)
+
+    def kld(self, folder: Path) -> float:
+        return float(self.tokens(folder).kld.mean())
+
+
+@pytest.fixture(scope="module")
+def text(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every thirtieth conversation: all languages, 8 in all."""
+    lines = (demo / "evaluation/held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    path = tmp_path_factory.mktemp("text") / "some.jsonl"
+    path.write_text("\n".join(lines[::30]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def measure(demo: Path, text: Path, harmony: Harmony) -> Iterator[Measure]:
+    checkpoint = Checkpoint.open(demo)
+    passages = read_passages(text, harmony, 4096)
+    with portable_graph(checkpoint) as folder:
+        yield Measure(passages, reference(checkpoint, passages, lambda: folder, quiet))
+
+
+@pytest.fixture
+def copy(demo_package: DemoPackage, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_package("fp32"), tmp_path / "copy"))
+
+
+def alter(folder: Path, name: str, change: Change) -> None:
+    """Change one tensor's values, in the data file or in the graph."""
+    model = ir.load(folder / GRAPH)
+    value = model.graph.initializers[name]
+    tensor = value.const_value
+    assert tensor is not None
+    values = np.asarray(change(tensor.numpy().copy()), np.float32)
+    if isinstance(tensor, ir.ExternalTensor):
+        with (folder / DATA).open("r+b") as file:
+            file.seek(tensor.offset or 0)
+            file.write(values.tobytes())
+    else:
+        value.const_value = ir.Tensor(values, name=name)
+        ir.save(model, folder / GRAPH)
+
+
+def drop_sinks(folder: Path) -> None:
+    for layer in range(6):
+        alter(folder, f"model.layers.{layer}.self_attn.sinks", lambda sinks: sinks * 0 - 1e4)
+
+
+def swap_experts(folder: Path) -> None:
+    for layer in range(6):
+        for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"):
+            full = f"model.layers.{layer}.mlp.experts.{name}"
+            alter(folder, full, lambda weight: np.roll(weight, 1, axis=0))
+
+
+def corrupt_layer(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("qkv_proj", "o_proj"):
+        alter(folder, f"{LAYER}.self_attn.{name}.weight", lambda w: rng.permutation(w.ravel()))
+    for name in ("gate_up_proj", "down_proj"):
+        alter(folder, f"{LAYER}.mlp.experts.{name}", lambda w: -w)
+
+
+def test_the_fp32_package_is_its_source(measure: Measure, demo_package: DemoPackage) -> None:
+    tokens = measure.tokens(demo_package("fp32"))
+    assert len(tokens.kld) == sum(passage.tokens for passage in measure.passages)
+    assert tokens.kld.mean() < 1e-6
+    assert tokens.agree.all()
+    assert min(row["mean"] for row in router_agreement(tokens)) > 0.999
+
+
+@pytest.mark.parametrize("spoil", [corrupt_layer, swap_experts])
+def test_wrong_packages_rank_far_behind_int4(
+    spoil: Callable[[Path], None], copy: Path, measure: Measure, demo_package: DemoPackage
+) -> None:
+    spoil(copy)
+    assert measure.kld(copy) > 5 * measure.kld(demo_package("int4"))
+
+
+def test_dropped_sinks_rank_far_behind_the_right_package(
+    copy: Path, measure: Measure, demo_package: DemoPackage
+) -> None:
+    # Behind fp32, not behind int4: the demo hardly uses its sinks (0.0018 nats without any).
+    drop_sinks(copy)
+    assert measure.kld(copy) > 1000 * measure.kld(demo_package("fp32"))
+
+
+def test_fewer_bits_cost_more(measure: Measure, demo_package: DemoPackage) -> None:
+    fp32, int8, int4 = (measure.kld(demo_package(p)) for p in ("fp32", "int8", "int4"))
+    assert 10 * fp32 < int8 < int4 / 5
+
+
+def test_a_forced_router_shows_in_its_layer(copy: Path, measure: Measure) -> None:
+    forced = np.array([0, 0, 0, 0, 0, 0, 1e3, 1e3], np.float32)
+    alter(copy, f"{LAYER}.mlp.router.bias", lambda bias: bias + forced)
+    rows = router_agreement(measure.tokens(copy))
+    agreed = [row["mean"] for row in rows]
+    assert min(agreed[:2]) > 0.999
+    assert agreed[2] < 0.2
+    assert max(agreed[3:]) < 1
+
+
+def test_the_reference_is_kept(measure: Measure, demo: Path) -> None:
+    def never() -> Path:
+        raise AssertionError("computed again")
+
+    again = reference(Checkpoint.open(demo), measure.passages, never, quiet)
+    assert again.folder == measure.expected.folder
+    with pytest.raises(AssertionError):
+        reference(Checkpoint.open(demo), measure.passages[:1], never, quiet)
+    assert not list(again.folder.parent.glob(".*"))  # what failed is taken away
+
+
+@pytest.fixture(scope="module")
+def evaluated(demo: Path, demo_package: DemoPackage, text: Path, tmp_path_factory: Any) -> Any:
+    """An int4 package after `gptoss eval`, the process's result, and the report's folder."""
+    root = tmp_path_factory.mktemp("evaluated")
+    package = Path(shutil.copytree(demo_package("int4"), root / "demo-int4"))
+    arguments = ["eval", package, "--against", demo, "--text", text, "--limit", 10, "--json"]
+    arguments += ["--report", root / "report", "--fail-if", "kld>9", "--fail-if", "top1<99.9%"]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return package, result, root / "report"
+
+
+def test_the_command_writes_all_figures(evaluated: Any, measure: Measure) -> None:
+    package, result, report = evaluated
+    figures = json.loads(result.stdout)
+    mean = metrics(measure.tokens(package))["kld"]["mean"]
+    assert figures["all"]["kld"]["mean"] == pytest.approx(mean, rel=1e-3)
+    assert set(figures["by_language"]) == {"en", "zh", "code"}
+    assert set(figures["by_channel"]) == {"analysis", "final"}
+    for groups in (figures["by_language"], figures["by_channel"]):
+        assert sum(m["tokens"] for m in groups.values()) == figures["all"]["tokens"]
+    assert [row["layer"] for row in figures["router_agreement"]] == list(range(6))
+    worst = [token["kld"] for token in figures["worst_tokens"]]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] == figures["all"]["kld"]["max"]
+    asked = figures["generation"]
+    assert (asked["questions"], asked["parsed"]["reference"]) == (10, 1.0)
+    assert asked["exact"]["reference"] >= 0.9
+    assert figures["speed"]["decode_tokens_per_second"] > 0
+    kept = json.loads((package / "report.json").read_text(encoding="utf-8"))
+    assert kept["evaluation"] == figures
+    assert json.loads((report / "report.json").read_text(encoding="utf-8")) == figures
+    assert (report / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert list(measure.expected.results.glob("demo-int4-*.json"))
+
+
+def test_a_condition_that_holds_fails_the_command(evaluated: Any) -> None:
+    _, result, _ = evaluated
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "top1 is 0.9" in line and "which is < 0.999" in line
+    assert "kld" not in line.split(": ", 2)[-1]
+
+
+def test_conditions() -> None:
+    figures = {"all": {"kld": {"mean": 0.02}, "top1": {"mean": 0.96}}}
+    held = {"kld>0.01": 1, "kld>0.02": 0, "kld>=2e-2": 1, "top1<97%": 1, "top1 < .95": 0}
+    for condition, count in held.items():
+        assert len(failures([Gate.parse(condition)], figures)) == count, condition
+    assert failures([Gate.parse("exact<0.9")], figures) == ["exact was not measured"]
+    for wrong in ("kld", "speed>3", "kld=3", "kld>1e", "kld>>1", ""):
+        with pytest.raises(UserError, match=r"condition|number"):
+            Gate.parse(wrong)
+
+
+def test_packages_of_another_checkpoint(
+    demo: Path, demo_package: DemoPackage, tmp_path: Path, copy: Path
+) -> None:
+    other = Checkpoint.open(synthesize(tmp_path / "other", geometry="tiny", tokenizer=None))
+    with pytest.raises(UserError, match="was made from demo, not from other"):
+        evaluate(demo_package("int4"), other, Options(), quiet)
+    named = Checkpoint.open((tmp_path / "other").rename(tmp_path / "demo"))
+    with pytest.raises(UserError, match="was made from another demo than"):
+        evaluate(demo_package("int4"), named, Options(), quiet)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["source"]["revision"] = "abc123"
+    content = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+    write_manifest(copy, content)
+    with pytest.raises(UserError, match="was made from demo at revision abc123"):
+        evaluate(copy, Checkpoint.open(demo), Options(), quiet)
+
+
+def test_a_text_that_is_not_there(demo: Path, demo_package: DemoPackage, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file; give a text"):
+        evaluate(demo_package("int4"), Checkpoint.open(demo), Options(tmp_path / "no.txt"), quiet)
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from evaluation.evaluate import Options, evaluate
+from export.checkpoint import Checkpoint
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+package, checkpoint, *texts = map(Path, sys.argv[1:])
+for text in texts:
+    evaluate(package, Checkpoint.open(str(checkpoint)), Options(text), lambda *_: None)
+    print(peak())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
+def test_memory_does_not_grow_with_the_text(demo: Path, tmp_path: Path, cache: Path) -> None:
+    vocab = 16384
+    folder = synthesize(tmp_path / "wide", geometry="tiny", vocab=vocab, tokenizer=demo)
+    package, checkpoint = tmp_path / "package", Checkpoint.open(folder)
+    made = ExportOptions(get_target("cpu"), Quantization.parse("int4", ()))
+    export(checkpoint, made, package, quiet)
+    words = (demo / "evaluation/held_out.jsonl").read_text(encoding="utf-8")
+    texts = []
+    for name, count in (("short", 3_000), ("long", 12_000)):  # characters
+        texts.append(tmp_path / f"{name}.txt")
+        texts[-1].write_text(words[:count], encoding="utf-8")
+    command = [sys.executable, "-c", MEASURED, package, folder, *texts]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    stored = max(path.stat().st_size for path in cache.glob("reference/*/logits.f32"))
+    assert stored > 150 << 20  # what holding one model's logits would add
+    assert long - short < stored / 4
+    assert long < 2 << 30
