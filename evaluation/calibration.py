@@ -7,6 +7,7 @@ routed to them. Every token counts, the user's too.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -138,12 +139,14 @@ class _Sums:
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._moments: dict[str, Float] = {}
         self._grams: dict[str, Float] = {}
+        self._shared: dict[str, Float] = {}
         self._kv: dict[str, Float] = {}
         self._waiting: dict[str, list[Float]] = {}
-        self._held = 0
+        self._held = self._mapped = 0
+        self._free = shutil.disk_usage(scratch).free if scratch else 0
 
     def statistics(self) -> Statistics:
-        return Statistics(self._counts, self._moments, self._grams, self._kv)
+        return Statistics(self._counts, self._moments, self._grams, self._shared, self._kv)
 
     def add(self, name: str, x: Float) -> None:
         """Rows [n, K] that went into `name`."""
@@ -191,11 +194,16 @@ class _Sums:
             self._moments[name] = np.zeros((*lead, width), np.float32)
             if self._scratch is not None:
                 self._grams[name] = self._zeros(name, (*lead, width, width))
+                if lead:
+                    self._shared[name] = self._zeros(f"{name}.shared", (width, width))
         place = () if expert is None else expert
         self._counts[name][place] += len(x)
         self._moments[name][place] += (x * x).sum(0)
         if self._scratch is not None:
-            self._grams[name][place] += x.T @ x
+            product = x.T @ x
+            self._grams[name][place] += product
+            if lead:
+                self._shared[name] += product
 
     def _zeros(self, name: str, shape: tuple[int, ...]) -> Float:
         nbytes = 4 * int(np.prod(shape))
@@ -203,6 +211,12 @@ class _Sums:
         if self._held <= _IN_MEMORY:
             return np.zeros(shape, np.float32)
         assert self._scratch is not None
+        self._mapped += nbytes
+        if self._mapped > self._free:  # a mapped file that finds no room would be a crash
+            raise UserError(
+                f"{self._scratch.parent}: GPTQ needs more than the {self._free / 1e9:.1f} GB "
+                "free there; set TMPDIR to a larger disk, or use --method search"
+            )
         return np.memmap(self._scratch / name, np.float32, "w+", shape=shape)
 
 

@@ -6,7 +6,7 @@ not rounded yet, by least squares over the calibration inputs.
 
 from __future__ import annotations
 
-from functools import cached_property
+from threading import Lock
 
 import numpy as np
 
@@ -24,9 +24,16 @@ class Gptq:
 
     def __init__(self, gram: Float32, block: int) -> None:
         self._gram, self._block = gram, block
+        self._lock = Lock()  # rows come on several threads
+        self._factors: tuple[Float32, Float32] | None = None
 
-    @cached_property
     def _factor(self) -> tuple[Float32, Float32]:
+        with self._lock:
+            if self._factors is None:
+                self._factors = self._factored()
+            return self._factors
+
+    def _factored(self) -> tuple[Float32, Float32]:
         """Upper Cholesky factor of the damped inverse [K, K]; importance of each column [K]."""
         gram = self._gram.astype(np.float64)
         diagonal = gram.diagonal().copy()
@@ -34,30 +41,31 @@ class Gptq:
         gram[np.diag_indices_from(gram)] += DAMPING * mean
         inverse = np.linalg.inv(gram)
         upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
-        del self._gram
         return upper.astype(np.float32), (diagonal + DAMPING * mean).astype(np.float32)
 
     def __call__(self, weight: Float32) -> tuple[UInt8, Float32]:
-        """Packed codes uint8 [n, K/2] and scales float32 [n, K/block] of rows [n, K]."""
-        upper, importance = self._factor
+        """Packed codes and scales of rows [n, K], as `quantize_blocks` gives them."""
+        upper, importance = self._factor()
         rows, columns = weight.shape
         block = self._block
         left = np.array(weight, np.float32).T.copy()  # [K, n]: a column is contiguous
-        codes = np.empty((columns, rows), np.uint8)
-        scales = np.empty((rows, columns // block), np.float32)
+        groups = -(-columns // block)
+        codes = np.full((groups * block, rows), 8, np.uint8)  # a last partial block ends in zeros
+        scales = np.empty((rows, groups), np.float32)
         for start in range(0, columns, block):
-            part = slice(start, start + block)
+            stop = min(start + block, columns)
+            part = slice(start, stop)
             _, scale = quantize_blocks(left[part].T, BITS, block, importance[part])
             scale = scale[:, 0]
             step = np.where(scale == 0, np.float32(1), scale)
-            errors = np.empty((block, rows), np.float32)
-            for column in range(start, start + block):
+            errors = np.empty((stop - start, rows), np.float32)
+            for column in range(start, stop):
                 code = np.clip(np.rint(left[column] / step), -8, 7)
                 codes[column] = code + 8
                 error = (left[column] - code * scale) / upper[column, column]
-                rest = slice(column + 1, start + block)
+                rest = slice(column + 1, stop)
                 left[rest] -= upper[column, rest, None] * error
                 errors[column - start] = error
             scales[:, start // block] = scale
-            left[start + block :] -= upper[part, start + block :].T @ errors
+            left[stop:] -= upper[part, stop:].T @ errors
         return pack4(codes.T), scales

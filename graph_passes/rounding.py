@@ -34,6 +34,7 @@ class Statistics:
     counts: Mapping[str, np.ndarray]  # tokens: [] or [E]
     moments: Mapping[str, Float32]  # x^2: [K] or [E, K]
     grams: Mapping[str, Float32] = field(default_factory=dict)  # x x^T: [K, K] or [E, K, K]
+    shared: Mapping[str, Float32] = field(default_factory=dict)  # grams of all experts: [K, K]
     kv_max: Mapping[str, Float32] = field(default_factory=dict)  # "N.key": |x|, [kv_heads, D]
 
     @property
@@ -89,11 +90,9 @@ class Rounding:
         gram = self.statistics.grams[name]
         if expert is None:
             return gram
-        # An expert that saw few tokens borrows from all of them.
-        count = self.statistics.counts[name]
-        shared = gram.sum(0) / max(count.sum(), 1)
-        return np.asarray(gram[expert] + np.float32(BORROWED_TOKENS) * shared)
+        share = BORROWED_TOKENS / max(self.statistics.counts[name].sum(), 1)
+        return np.asarray(gram[expert] + np.float32(share) * self.statistics.shared[name])
 
 
-BORROWED_TOKENS = 64
+BORROWED_TOKENS = 64  # of the average token of all experts, for one that saw few of its own
 SEARCH = Rounding()
