@@ -74,6 +74,13 @@ def main() -> None:
     type=click.Choice(["rtn", "search", "gptq"]),
     help="How 4-bit codes are chosen. Default: gptq with --calibrate, else search.",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="KV cache; int8 takes a quarter, scaled by --calibrate's or MODEL's calibration text.",
+)
 @click.option("--link", is_flag=True, help="Refer to MXFP4 experts in the checkpoint's own files.")
 @click.option(
     "--full-kv",
@@ -93,6 +100,7 @@ def export_command(
     changes: tuple[str, ...],
     calibrate: Path | None,
     method: str | None,
+    kv: str,
     link: bool,
     full_kv: bool,
     all_logits: bool,
@@ -120,9 +128,11 @@ def export_command(
         force=force,
         all_logits=all_logits,
         full_kv=full_kv,
+        kv=kv,
     )
     _warn(options.target, options.quantization.describe())
-    output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}"
+    suffix = "" if kv == "float32" else f"-kv-{kv}"
+    output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}{suffix}"
     with ExitStack() as stack:
         rounding = calibration = None
         if calibrate:
@@ -130,6 +140,8 @@ def export_command(
         elif method:
             rounding = Rounding(method)
         options = replace(options, rounding=rounding or SEARCH, calibration=calibration)
+        if kv == "int8":
+            options = kv_scaled(stack, options, checkpoint)
         if dry_run:
             show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
             return
@@ -157,6 +169,21 @@ def calibrated_rounding(
             err=True,
         )
     return Rounding(method, made.statistics), made.described
+
+
+def kv_scaled(stack: ExitStack, options: Any, checkpoint: Any) -> Any:
+    """`options` with the sizes of keys and values, where there is a text to take them from."""
+    from evaluation.calibration import calibrated
+
+    statistics, described = options.rounding.statistics, options.calibration
+    text = checkpoint.path / "evaluation" / "calibration.jsonl"
+    if statistics is None and options.kv in options.target.kv_dtypes and text.is_file():
+        with stage_progress("tokens") as progress:
+            made = stack.enter_context(calibrated(text, checkpoint, grams=False, progress=progress))
+        statistics, described = made.statistics, made.described
+    if statistics is None:
+        return options
+    return replace(options, kv_max=statistics.kv_max, kv_calibration=described)
 
 
 @main.command()

@@ -44,6 +44,9 @@ class Options:
     link: bool = False  # refer to MXFP4 experts inside the checkpoint's files
     force: bool = False  # replace a package that is in the way
     all_logits: bool = False  # logits of every token, not only the last
+    kv: str = "float32"  # element type of the KV cache
+    kv_max: Mapping[str, Any] | None = None  # what the scales of int8 come from (`QuantizeKv`)
+    kv_calibration: Mapping[str, Any] | None = None  # what `kv_max` is of
     full_kv: bool = False  # sliding layers keep the whole sequence: for callers that concatenate
 
     @property
@@ -90,6 +93,16 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
             "--link refers to MXFP4 experts inside the checkpoint: it needs --quant mxfp4 and a "
             "checkpoint whose experts are MXFP4; leave it out to copy"
         )
+    if options.kv not in target.kv_dtypes:
+        raise UserError(
+            f"--kv {options.kv}: attention on {target.name} has no such KV cache; it has "
+            f"{', '.join(target.kv_dtypes)}"
+        )
+    if options.kv == "int8" and options.kv_max is None:
+        raise UserError(
+            "--kv int8 needs the sizes of keys and values: give --calibrate FILE, a text like "
+            "those the model will see"
+        )
     model = trace(checkpoint.spec)
     bind(model, checkpoint)
     steps = recipe(
@@ -99,6 +112,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         options.rounding,
         windowed_kv=options.windowed_kv,
         all_logits=options.all_logits,
+        kv_max=options.kv_max if options.kv == "int8" else None,
     )
     lower(model, steps, target)
     made = Plan(checkpoint, options, model, frozenset())
@@ -204,7 +218,8 @@ def _manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]
         "context_length": spec.max_position_embeddings,
         "vocab_size": spec.vocab_size,
         "kv": {
-            "dtype": "float32",
+            "dtype": options.kv,
+            "scales": _kv_scales(options),
             "num_kv_heads": spec.num_kv_heads,
             "head_dim": spec.head_dim,
             "layers": layers,
@@ -218,6 +233,13 @@ def _manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]
         },
         "versions": {p: version(p) for p in ("onnx", "onnx-ir", "onnxruntime", "torch")},
     }
+
+
+def _kv_scales(options: Options) -> dict[str, Any] | None:
+    """How int8 codes of the KV cache are scaled; None of floats."""
+    if options.kv == "float32":
+        return None
+    return {"per": "channel", "from": "largest magnitude", "calibration": options.kv_calibration}
 
 
 def _weight_bytes(made: Plan) -> dict[str, int]:

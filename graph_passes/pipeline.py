@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import (
     RemoveUnusedFunctionsPass,
     RemoveUnusedNodesPass,
@@ -17,6 +20,7 @@ from graph_passes.lower_attention import LowerAttention
 from graph_passes.lower_moe import LowerMoE
 from graph_passes.quantization import Quantization
 from graph_passes.quantize_embedding import QuantizeEmbedding
+from graph_passes.quantize_kv import QuantizeKv
 from graph_passes.quantize_linears import QuantizeLinears
 from graph_passes.rounding import Rounding
 from graph_passes.step import PassError, Step, rules
@@ -39,8 +43,12 @@ def recipe(
     *,
     windowed_kv: bool,
     all_logits: bool,
+    kv_max: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[Step]:
-    """The steps for `target`; each must rewrite exactly as often as the spec says."""
+    """The steps for `target`; each must rewrite exactly as often as the spec says.
+
+    `kv_max` makes the KV cache int8: what its scales come from (`QuantizeKv`).
+    """
     layers = spec.num_layers
     quantization.check_layers(layers)
     steps = [
@@ -50,6 +58,8 @@ def recipe(
         Step("lower attention", LowerAttention(quantization, windowed_kv, rounding), layers),
         Step("lower MoE", LowerMoE(quantization, rounding), layers),
     ]
+    if kv_max is not None:
+        steps.append(Step("quantize KV", QuantizeKv(kv_max), layers))
     if not all_logits:  # needs the lengths that attention put into the graph
         steps.append(Step("last token's logits", last_token_logits, 1))
     # o_proj and router a layer, lm_head; last, since the steps above look for traced linears.

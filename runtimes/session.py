@@ -21,7 +21,10 @@ FIRST_CAPACITY = 256  # tokens
 WINDOW_SLACK = 0.25
 SNAPSHOTS = 4  # of 8 MB each at 20B's sizes
 
+KV_DTYPES = ("float32", "int8")
+
 Floats = NDArray[np.float32]
+Cache = NDArray[np.float32] | NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,18 @@ class _Snapshot:
     """The windowed layers' rows after `length` tokens: one array [kv_heads, L, D] a buffer."""
 
     length: int
-    rows: list[Floats]
+    rows: list[Cache]
 
 
 class _Buffer:
     """One KV tensor [B, kv_heads, C, D], bound as past and as present so that it never moves."""
 
-    def __init__(self, past: str, present: str, shape: tuple[int, ...], window: int | None) -> None:
+    def __init__(
+        self, past: str, present: str, shape: tuple[int, ...], window: int | None, dtype: str
+    ) -> None:
         self.past, self.present, self.window = past, present, window
         # Zeros cost nothing until a page is touched, and keep NaNs out of rows nobody wrote.
-        self.array: Floats = np.zeros(shape, np.float32)
+        self.array: Cache = np.zeros(shape, np.dtype(dtype))
 
     @property
     def capacity(self) -> int:
@@ -53,7 +58,7 @@ class _Buffer:
 
     def grow(self, capacity: int, used: int) -> None:
         batch, heads, _, size = self.array.shape
-        grown = np.zeros((batch, heads, capacity, size), np.float32)
+        grown = np.zeros((batch, heads, capacity, size), self.array.dtype)
         grown[:, :, :used] = self.array[:, :, :used]
         self.array = grown
 
@@ -79,8 +84,10 @@ class Session:
                 f"max_length is {max_length}: it must be from 2 to the package's context length, "
                 f"{manifest.context_length}"
             )
-        if manifest.kv.dtype != "float32":
-            raise UserError(f"a KV cache of {manifest.kv.dtype} is not supported; float32 is")
+        if manifest.kv.dtype not in KV_DTYPES:
+            raise UserError(
+                f"a KV cache of {manifest.kv.dtype} is not supported; {' and '.join(KV_DTYPES)} are"
+            )
         self.package = package
         self.batch = batch
         self.max_length = max_length or manifest.context_length
@@ -107,7 +114,7 @@ class Session:
             shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
             for part in ("key", "value"):
                 past, present = f"past_key_values.{index}.{part}", f"present.{index}.{part}"
-                buffers.append(_Buffer(past, present, shape, window))
+                buffers.append(_Buffer(past, present, shape, window, kv.dtype))
         return buffers
 
     def reset(self) -> None:

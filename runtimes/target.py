@@ -52,6 +52,7 @@ class Target:
     kernels: Mapping[tuple[str, str], Kernel]  # (domain, op)
     verified: str  # how its packages were checked
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
+    kv_dtypes: tuple[str, ...] = ("float32",)  # element types its attention keeps a KV cache in
     max_data_bytes: int | None = None  # largest data file its loader takes
     session_config: Mapping[str, str] = field(default_factory=dict)
     # x86 processor features without which a format of experts runs, but far too slowly to use.
@@ -103,6 +104,7 @@ def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
         "provider": target.provider,
         "min_runtime": target.min_runtime,
         "presets": list(target.presets),
+        "kv": list(target.kv_dtypes),
         "verified": target.verified,
     }
     if kernels:

@@ -31,6 +31,7 @@ TARGET = Target(
     opset=21,
     presets=("fp32", "int8", "int4", "mxfp4"),
     windowed_kv=True,
+    kv_dtypes=("float32", "int8"),
     # Without AVX-512, 1.32 computes fp4 experts with scalars: 4 ns a weight where int4 takes 0.03.
     wanted_features={"mxfp4": "avx512f"},
     verified="x86-64: kernel table, numerics and generation on ONNX Runtime 1.32; "
@@ -45,6 +46,9 @@ TARGET = Target(
                 "do_rotary": frozenset({0, 1}),
                 "local_window_size": None,
                 "sliding_window_cache": frozenset({0, 1}),
+                "k_quant_type": frozenset({"PER_CHANNEL"}),
+                "v_quant_type": frozenset({"PER_CHANNEL"}),
+                "kv_cache_bit_width": frozenset({8}),
             },
             inputs=17,
         ),

@@ -1,0 +1,10 @@
+/** Something the user can put right: one line that says what is wrong and what to do. */
+export class UserError extends Error {
+  override name = "UserError";
+}
+
+/** The first line of anything thrown. */
+export function firstLine(error: unknown): string {
+  const text = error instanceof Error ? error.message : String(error);
+  return text.split("\n")[0] || "unknown error";
+}

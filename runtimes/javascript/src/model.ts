@@ -1,0 +1,132 @@
+/** A loaded package: what every platform's `GptOss` can do once its graph is there. */
+import type { Backend } from "./backend.js";
+import { type ChatOptions, Conversation, Reply, events } from "./chat.js";
+import { UserError } from "./errors.js";
+import { type GenerateOptions, Generation } from "./generation.js";
+import { Harmony, type Message } from "./harmony.js";
+import type { Manifest } from "./manifest.js";
+import { type Sampling, samplingFromConfig } from "./sampling.js";
+import { Session } from "./session.js";
+import { Tokenizer } from "./tokenizer.js";
+
+/** How far loading has come. */
+export interface Progress {
+  /** "fetch" counts bytes that came from network or cache, "verify" bytes hashed on disk. */
+  stage: "fetch" | "verify" | "prepare";
+  file?: string;
+  /** Bytes, of all files together. */
+  loaded: number;
+  total: number;
+}
+
+export interface PackageTexts {
+  tokenizer: string;
+  config?: string;
+  generationConfig?: string;
+}
+
+export class Model {
+  readonly manifest: Manifest;
+  readonly tokenizer: Tokenizer;
+  /** The sampling that generation_config.json asks for. */
+  readonly sampling: Sampling;
+  /** `eos_token_id` of generation_config.json, or of config.json; harmony's without either. */
+  readonly stopIds: ReadonlySet<number>;
+  readonly #backend: Backend;
+  #harmony?: Harmony;
+  #session?: Session;
+  #disposed = false;
+
+  protected constructor(manifest: Manifest, texts: PackageTexts, backend: Backend) {
+    this.manifest = manifest;
+    this.tokenizer = new Tokenizer(texts.tokenizer);
+    const generation = JSON.parse(texts.generationConfig ?? "{}");
+    const config = JSON.parse(texts.config ?? "{}");
+    this.sampling = samplingFromConfig(generation);
+    const eos = generation.eos_token_id ?? config.eos_token_id;
+    this.stopIds = eos === undefined ? this.harmony.stopIds : new Set([eos].flat());
+    this.#backend = backend;
+  }
+
+  /** What computes: "cpu", "webgpu" or "wasm", and why it is not a faster one. */
+  get backend(): { name: Backend["name"]; reason?: string } {
+    return { name: this.#backend.name, reason: this.#backend.reason };
+  }
+
+  /** UserError when the package's tokenizer lacks harmony's tokens. */
+  get harmony(): Harmony {
+    return (this.#harmony ??= new Harmony(this.tokenizer));
+  }
+
+  /**
+   * Stream the reply to `messages` as events: text by channel, at the end the tool calls.
+   * What the last prompt and reply have in common with this prompt is not computed again.
+   */
+  chat(messages: readonly Message[], options: ChatOptions = {}): Reply {
+    return this.#reply(() => options.session ?? this.#shared(), messages, options);
+  }
+
+  /** A conversation that keeps its history and has a KV cache of its own. */
+  conversation(options: ChatOptions & { maxLength?: number } = {}): Conversation {
+    const { maxLength, ...defaults } = options;
+    let { session } = options;
+    const open = () => (session ??= this.newSession(maxLength));
+    return new Conversation((messages, turn) => this.#reply(open, messages, turn), defaults);
+  }
+
+  /** Continue `prompt`, text or ids, as it stands: iterate over token ids. */
+  generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
+    const ids = typeof prompt === "string" ? this.tokenizer.encode(prompt) : prompt;
+    return this.#generate(options.session ?? this.#shared(), ids, options, this.stopIds);
+  }
+
+  /** A KV cache to drive by hand, as `generate` does. */
+  newSession(maxLength?: number): Session {
+    if (this.#disposed) throw new UserError("this model was disposed of: load it again");
+    return new Session(this.#backend, this.manifest, maxLength);
+  }
+
+  /** Free the graph and the KV cache. */
+  async dispose(): Promise<void> {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#session?.dispose();
+    await this.#backend.dispose();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+
+  #shared(): Session {
+    if (this.#disposed) throw new UserError("this model was disposed of: load it again");
+    return (this.#session ??= this.newSession());
+  }
+
+  #reply(open: () => Session, messages: readonly Message[], options: ChatOptions): Reply {
+    const start = () => {
+      const prompt = this.harmony.render(messages.map(withChannel), options);
+      return this.#generate(open(), prompt, options, this.harmony.stopIds);
+    };
+    return new Reply((end) => events(start, this.tokenizer, options.analysis ?? false, end));
+  }
+
+  #generate(
+    session: Session,
+    prompt: readonly number[],
+    options: GenerateOptions,
+    stopIds: ReadonlySet<number>,
+  ): Generation {
+    return new Generation(session, prompt, {
+      ...options,
+      sampling: options.sampling ?? this.sampling,
+      stopIds: options.stopIds ?? stopIds,
+    });
+  }
+}
+
+/** Histories kept for other models' chats name no channels: an answer is on the final one. */
+function withChannel(message: Message): Message {
+  const bare = message.role === "assistant" && !message.channel && !message.recipient;
+  return bare ? { ...message, channel: "final" } : message;
+}

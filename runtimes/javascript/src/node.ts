@@ -1,0 +1,150 @@
+/** `GptOss` in Node: a package's folder, onnxruntime-node. */
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import type { InferenceSession } from "onnxruntime-common";
+
+import { type Backend, HostKv } from "./backend.js";
+import { UserError, firstLine } from "./errors.js";
+import { type Manifest, parseManifest } from "./manifest.js";
+import { Model, type Progress } from "./model.js";
+
+export * from "./public.js";
+
+export interface LoadOptions {
+  /** Compute threads; the manifest's number or one a core when left out. */
+  threads?: number;
+  /** Read every file and compare its SHA-256; without it only sizes are checked. */
+  verify?: boolean;
+  onProgress?: (progress: Progress) => void;
+  /** Rejects with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+export class GptOss extends Model {
+  /** Load the package in `folder`, a path or a file: URL; UserError says what is wrong with it. */
+  static async load(folder: string | URL, options: LoadOptions = {}): Promise<GptOss> {
+    const root = folderPath(folder);
+    const { threads, verify, onProgress, signal } = options;
+    if (threads !== undefined && !(threads >= 1)) {
+      throw new UserError(`threads is ${threads}: it must be at least 1`);
+    }
+    const ort = await importRuntime();
+    const path = join(root, "manifest.json");
+    const text = await readOptional(path);
+    if (text === undefined) throw new UserError(`${path}: no such file; ${root} is not a package`);
+    const version = ort.env.versions.node ?? ort.env.versions.common;
+    const manifest = parseManifest(text, path, { name: "onnxruntime-node", version });
+    await checkSizes(root, manifest);
+    if (verify) await checkHashes(root, manifest, onProgress, signal);
+    signal?.throwIfAborted();
+    const tokenizer = await readOptional(join(root, "tokenizer.json"));
+    if (tokenizer === undefined) throw new UserError(`${root}: the package has no tokenizer.json`);
+    const config = await readOptional(join(root, "config.json"));
+    const generationConfig = await readOptional(join(root, "generation_config.json"));
+    onProgress?.({ stage: "prepare", loaded: 0, total: 0 });
+    const graph = await openGraph(ort, root, manifest, threads);
+    const backend: Backend = {
+      name: "cpu",
+      graph,
+      Tensor: ort.Tensor,
+      fillsOutputs: true,
+      makeKv: (shape) => new HostKv(ort.Tensor, shape, true),
+      dispose: () => graph.release(),
+    };
+    return new GptOss(manifest, { tokenizer, config, generationConfig }, backend);
+  }
+}
+
+type Ort = typeof import("onnxruntime-common");
+
+async function importRuntime(): Promise<Ort> {
+  try {
+    return (await import("onnxruntime-node")) as Ort;
+  } catch (error) {
+    throw new UserError(
+      `onnxruntime-node cannot be loaded: npm install onnxruntime-node (${firstLine(error)})`,
+    );
+  }
+}
+
+function folderPath(folder: string | URL): string {
+  const text = String(folder);
+  if (text.startsWith("file:")) return fileURLToPath(text);
+  if (/^https?:/.test(text)) {
+    throw new UserError(`${text}: in Node a package is a folder; download it first`);
+  }
+  return text;
+}
+
+async function readOptional(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, "utf8");
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
+    throw new UserError(`${path}: cannot be read (${firstLine(error)})`);
+  }
+}
+
+async function checkSizes(root: string, manifest: Manifest): Promise<void> {
+  for (const [name, entry] of Object.entries(manifest.files)) {
+    const found = await stat(join(root, name)).catch(() => undefined);
+    const problem = !found?.isFile()
+      ? "missing"
+      : found.size !== entry.size && `${found.size} bytes instead of ${entry.size}`;
+    if (problem) {
+      throw new UserError(`${root}: ${name}: ${problem}; export or copy the package again`);
+    }
+  }
+}
+
+async function checkHashes(
+  root: string,
+  manifest: Manifest,
+  onProgress?: (progress: Progress) => void,
+  signal?: AbortSignal,
+): Promise<void> {
+  const total = Object.values(manifest.files).reduce((sum, entry) => sum + entry.size, 0);
+  let loaded = 0;
+  for (const [file, entry] of Object.entries(manifest.files)) {
+    const hash = createHash("sha256");
+    for await (const block of createReadStream(join(root, file), { highWaterMark: 1 << 20 })) {
+      signal?.throwIfAborted();
+      hash.update(block);
+      loaded += block.length;
+      onProgress?.({ stage: "verify", file, loaded, total });
+    }
+    if (hash.digest("hex") !== entry.sha256) {
+      throw new UserError(
+        `${root}: ${file}: its bytes changed: the SHA-256 is not the manifest's; ` +
+          "export or copy the package again",
+      );
+    }
+  }
+}
+
+async function openGraph(
+  ort: Ort,
+  root: string,
+  manifest: Manifest,
+  threads?: number,
+): Promise<InferenceSession> {
+  const { intra_op_num_threads: wanted, config } = manifest.session;
+  const options: InferenceSession.SessionOptions = {
+    executionProviders: ["cpu"],
+    intraOpNumThreads: threads ?? wanted ?? undefined,
+    extra: Object.fromEntries(Object.entries(config ?? {}).map(([k, v]) => [k, String(v)])),
+    logSeverityLevel: 3,
+  };
+  if (options.intraOpNumThreads === undefined) delete options.intraOpNumThreads;
+  try {
+    // By path, so that weights stay mapped from the package's files.
+    return await ort.InferenceSession.create(join(root, manifest.graph), options);
+  } catch (error) {
+    throw new UserError(`${root}: ONNX Runtime cannot load the graph: ${firstLine(error)}`);
+  }
+}

@@ -1,0 +1,21 @@
+/** What every platform exports beside its `GptOss`. */
+export {
+  type ChatEvent,
+  type ChatFinishReason,
+  type ChatOptions,
+  Conversation,
+  Reply,
+  type TextEvent,
+  type ToolCallEvent,
+  toolResult,
+} from "./chat.js";
+export { UserError } from "./errors.js";
+export { type FinishReason, type GenerateOptions, Generation, type Usage } from "./generation.js";
+export { Harmony, type Message, type RenderOptions, type SystemPrompt } from "./harmony.js";
+export { type Manifest } from "./manifest.js";
+export { Model, type Progress } from "./model.js";
+export { type Piece, StreamParser } from "./parser.js";
+export { Sampler, type Sampling, SplitMix64 } from "./sampling.js";
+export { Session } from "./session.js";
+export { IncrementalDecoder, Tokenizer } from "./tokenizer.js";
+export { type JsonSchema, type Tool } from "./tools.js";

@@ -1,0 +1,303 @@
+/** The demo in Node: Python's greedy answers, conversations, aborts, and what cannot be loaded. */
+import { cpSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+import { type ChatEvent, GptOss, type Message, type Session, UserError, toolResult } from "../src/node.js";
+import { type Answers, NODE_PACKAGE, fromShared, toShared, vectors } from "./support.js";
+
+const { date, answers } = vectors<Answers>("answers");
+const QUESTION: Message[] = [{ role: "user", content: "What does os.path.join do?" }];
+const ANSWER = "Join two or more pathname components, inserting '/' as needed.";
+const system = { date };
+
+let model: GptOss;
+beforeAll(async () => {
+  model = await GptOss.load(NODE_PACKAGE, { threads: 1 });
+});
+afterAll(() => model.dispose());
+
+async function collect<T>(stream: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = [];
+  for await (const one of stream) all.push(one);
+  return all;
+}
+
+describe("answers", () => {
+  test.each(answers)("as Python's to $messages.0.content", async (expected) => {
+    const messages = expected.messages.map(fromShared);
+    const instructions = expected.instructions ?? undefined;
+    const prompt = model.harmony.render(messages, { system, instructions });
+    expect(prompt).toEqual(expected.prompt);
+    expect(await collect(model.generate(prompt))).toEqual(expected.reply);
+    const reply = model.chat(messages, { system, instructions, analysis: true });
+    const events = await collect(reply);
+    expect(reply.messages.map(toShared)).toEqual(expected.said);
+    expect(reply.finishReason).toBe("stop");
+    for (const { channel, content } of expected.said) {
+      const said = events.filter((event) => event.channel === channel);
+      expect(said.map((event) => event.text).join("")).toBe(content);
+    }
+  });
+
+  test("are the same in chunks of a prompt and whatever the cache holds", async () => {
+    for (const chunk of [1, 7, 64]) {
+      await collect(model.generate([1, 2, 3], { maxNewTokens: 3 }));
+      const reply = model.chat(QUESTION, { system, chunk });
+      expect(await reply.text()).toBe(ANSWER);
+      expect(reply.usage.reusedTokens).toBe(0);
+    }
+  });
+
+  test("hide the reasoning unless it is asked for", async () => {
+    const hidden = await collect(model.chat(QUESTION, { system }));
+    expect(new Set(hidden.map((event) => event.channel))).toEqual(new Set(["final"]));
+    const shown = await collect(model.chat(QUESTION, { system, analysis: true }));
+    expect(shown[0].channel).toBe("analysis");
+  });
+
+  test("repeat with a seed", async () => {
+    const sampling = { temperature: 4, seed: 7 };
+    const options = { sampling, maxNewTokens: 20 };
+    const prompt = model.harmony.render(QUESTION, { system });
+    const first = await collect(model.generate(prompt, options));
+    expect(await collect(model.generate(prompt, options))).toEqual(first);
+    const other = { ...options, sampling: { ...sampling, seed: 8 } };
+    expect(await collect(model.generate(prompt, other))).not.toEqual(first);
+  });
+
+  test("go on when the cache grows, as if it had been large from the start", async () => {
+    const options = { maxNewTokens: 300, stopIds: [] };
+    const grown = model.generate([5], { ...options, session: model.newSession() });
+    const ids = await collect(grown);
+    expect(ids).toHaveLength(300);
+    expect(grown.finishReason).toBe("length");
+    const large = model.generate([5], { ...options, session: model.newSession(301) });
+    expect(await collect(large)).toEqual(ids);
+  });
+});
+
+describe("conversation", () => {
+  test("keeps what was said and computes only what is new", async () => {
+    const talk = model.conversation({ system });
+    expect(await talk.send("What does os.listdir do?").text()).toContain("Return a list");
+    const second = talk.send(QUESTION[0].content);
+    expect(await second.text()).toBe(ANSWER);
+    expect(talk.messages.map((message) => message.channel ?? message.role)).toEqual([
+      "user", "analysis", "final", "user", "analysis", "final",
+    ]);
+    const { promptTokens, reusedTokens } = second.usage;
+    expect(reusedTokens).toBeGreaterThan(60);
+    expect(promptTokens - reusedTokens).toBeLessThan(60);
+    // The cache gives what a fresh one gives.
+    const fresh = model.chat(talk.messages.slice(0, 4), { system });
+    expect(await fresh.text()).toBe(ANSWER);
+  });
+
+  test("a reader who leaves keeps what was seen, and may go on", async () => {
+    const talk = model.conversation({ system });
+    let seen = "";
+    for await (const { channel, text } of talk.send(QUESTION[0].content)) {
+      if (channel === "final") seen += text;
+      if (seen.length > 10) break;
+    }
+    expect(ANSWER.startsWith(seen)).toBe(true);
+    expect(talk.messages.map((m) => m.content)).toEqual([QUESTION[0].content, seen]);
+    expect(talk.last?.finishReason).toBe("cancelled");
+    expect(await talk.send(QUESTION[0].content).text()).toBe(ANSWER);
+  });
+
+  test("one turn at a time", async () => {
+    const talk = model.conversation({ system });
+    const first = talk.send("What does math.sqrt do?")[Symbol.asyncIterator]();
+    await first.next();
+    await expect(talk.send("again").text()).rejects.toThrow("finish that or abort it first");
+    await first.return();
+    expect(await talk.send(QUESTION[0].content).text()).toBe(ANSWER);
+  });
+
+  test("a turn that fails leaves the history as it was", async () => {
+    const talk = model.conversation({ system });
+    await expect(talk.send("word ".repeat(6000)).text()).rejects.toThrow("shorten the prompt by");
+    expect(talk.messages).toEqual([]);
+    expect(() => talk.addToolResult("weather", "{}")).toThrow("was not asked for");
+  });
+});
+
+describe("tools", () => {
+  const CALL = '{"city":"巴黎"}<|call|>';
+  const HEADER = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>";
+
+  /** A session whose next tokens are decided: the demo knows no tools. */
+  function saying(text: string): Session {
+    const ids = text.split(/(<\|\w+\|>)/).flatMap((piece) => {
+      const { tokenizer } = model;
+      return tokenizer.hasSpecial(piece) ? [tokenizer.special(piece)] : tokenizer.encode(piece);
+    });
+    const session = model.newSession();
+    session.feed = async () => {
+      const logits = new Float32Array(model.manifest.vocab_size);
+      logits[ids.shift() ?? model.tokenizer.special("<|return|>")] = 1;
+      return logits;
+    };
+    return session;
+  }
+
+  test("a call is an event with its arguments, not text", async () => {
+    const said = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant";
+    const reply = model.chat(QUESTION, { session: saying(`${said}${HEADER}${CALL}`) });
+    expect(await collect(reply)).toEqual<ChatEvent[]>([
+      {
+        channel: "call",
+        name: "functions.weather",
+        arguments: { city: "巴黎" },
+        text: '{"city":"巴黎"}',
+      },
+    ]);
+    expect(reply.finishReason).toBe("tool_call");
+    const ids = model.harmony.render([...QUESTION, ...reply.messages, toolResult("weather", "1")]);
+    expect(model.tokenizer.decode(ids)).toContain("functions.weather to=assistant");
+  });
+
+  test("arguments that are no JSON stay text, and a call cut short is none", async () => {
+    const odd = model.chat(QUESTION, { session: saying(`${HEADER}{"city":<|call|>`) });
+    expect(await collect(odd)).toMatchObject([{ channel: "call", arguments: undefined }]);
+    const cut = model.chat(QUESTION, { session: saying(HEADER + CALL), maxNewTokens: 24 });
+    expect(await collect(cut)).toEqual([]);
+    expect(cut.finishReason).toBe("length");
+    expect(cut.messages).toEqual([]);
+  });
+});
+
+describe("abort", () => {
+  test("in the middle ends the reply and leaves the model usable", async () => {
+    const control = new AbortController();
+    const reply = model.chat(QUESTION, { system, signal: control.signal });
+    let pieces = 0;
+    for await (const _ of reply) if (++pieces === 3) control.abort();
+    expect(pieces).toBe(3);
+    expect(reply.finishReason).toBe("cancelled");
+    expect(await model.chat(QUESTION, { system }).text()).toBe(ANSWER);
+  });
+
+  test("in a long prefill too", async () => {
+    const control = new AbortController();
+    const prompt = Array.from({ length: 2000 }, (_, i) => (i % 3000) + 1);
+    const reply = collect(model.generate(prompt, { chunk: 16, signal: control.signal }));
+    setTimeout(() => control.abort(), 20);
+    expect(await reply).toEqual([]);
+    expect(await model.chat(QUESTION, { system }).text()).toBe(ANSWER);
+  });
+
+  test("before the start", async () => {
+    const reply = model.chat(QUESTION, { system, signal: AbortSignal.abort() });
+    expect(await reply.text()).toBe("");
+    expect(reply.finishReason).toBe("cancelled");
+    const load = GptOss.load(NODE_PACKAGE, { signal: AbortSignal.abort(new Error("enough")) });
+    await expect(load).rejects.toThrow("enough");
+  });
+});
+
+test("two hundred turns take no more memory than the first ones", async () => {
+  const talk = model.conversation({ system, maxNewTokens: 2 });
+  const after: number[] = [];
+  for (let turn = 0; turn < 200; turn++) {
+    talk.messages = talk.messages.slice(-1);
+    await talk.send(`What does os.path.${turn % 7 ? "join" : "split"} do?`).text();
+    if (turn === 49 || turn === 199) after.push(process.memoryUsage().rss);
+  }
+  // The KV cache is 1.6 MB: a copy leaked in each turn would be 240 MB.
+  expect(after[1] - after[0]).toBeLessThan(40e6);
+});
+
+describe("what cannot be used says why in one line", () => {
+  let folder: string;
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), "gptoss-"));
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  let made = 0;
+  function changed(change: (copy: string) => void): string {
+    const copy = join(folder, String(made++));
+    cpSync(NODE_PACKAGE, copy, { recursive: true });
+    change(copy);
+    return copy;
+  }
+
+  function manifest(changes: (content: Record<string, any>) => void): string {
+    return changed((copy) => {
+      const path = join(copy, "manifest.json");
+      const content = JSON.parse(readFileSync(path, "utf8"));
+      changes(content);
+      writeFileSync(path, JSON.stringify(content));
+    });
+  }
+
+  const flip = (path: string) => {
+    const bytes = readFileSync(path);
+    bytes[bytes.length >> 1] ^= 1;
+    writeFileSync(path, bytes);
+  };
+
+  const data = () => {
+    const names = Object.keys(JSON.parse(readFileSync(`${NODE_PACKAGE}/manifest.json`, "utf8")).files);
+    return names.find((name) => name.includes(".data")) as string;
+  };
+
+  const cases: [string, () => string, RegExp, object?][] = [
+    ["a folder that is no package", () => tmpdir(), /no such file; .* is not a package/],
+    ["a missing shard", () => changed((c) => rmSync(join(c, data()))), /data: missing; export/],
+    [
+      "a shard cut short",
+      () => changed((c) => truncateSync(join(c, data()), 1000)),
+      /1000 bytes instead of \d+; export or copy/,
+    ],
+    [
+      "a corrupted shard",
+      () => changed((c) => flip(join(c, data()))),
+      /data: its bytes changed: the SHA-256 is not the manifest's/,
+      { verify: true },
+    ],
+    ["an unknown format", () => manifest((m) => (m.format = 0)), /format 0 is not known/],
+    [
+      "a runtime that is too old",
+      () => manifest((m) => (m.min_runtime = "1.99")),
+      /needs onnxruntime 1\.99 or newer, this is onnxruntime-node 1\.\d+\.\d+; update it/,
+    ],
+    ["a manifest without kv", () => manifest((m) => delete m.kv), /not a valid manifest \(no kv/],
+    [
+      "a path out of the package",
+      () => manifest((m) => (m.graph = "../model.onnx")),
+      /lies outside the package/,
+    ],
+    ["no threads", () => NODE_PACKAGE, /threads is 0: it must be at least 1/, { threads: 0 }],
+    ["a URL", () => "https://example.org/x", /in Node a package is a folder/],
+  ];
+  test.each(cases)("%s", async (_, source, message, options) => {
+    const error: Error = await GptOss.load(source(), options).then(
+      () => expect.fail("it loaded"),
+      (error) => error,
+    );
+    expect(error).toBeInstanceOf(UserError);
+    expect(error.message).toMatch(message);
+    expect(error.message).not.toContain("\n");
+  });
+
+  test("settings out of range", () => {
+    for (const options of [{ temperature: -1 }, { topP: 0 }, { topK: 1.5 }, { seed: -1 }]) {
+      expect(() => model.generate([1], { sampling: options })).toThrow(UserError);
+    }
+    expect(() => model.generate([])).toThrow("the prompt is empty");
+    expect(() => model.generate([1], { maxNewTokens: 0 })).toThrow("must be at least 1");
+  });
+
+  test("a model that was disposed of", async () => {
+    const other = await GptOss.load(NODE_PACKAGE, { verify: true });
+    await other.dispose();
+    await other.dispose();
+    await expect(other.chat(QUESTION).text()).rejects.toThrow("load it again");
+  });
+});

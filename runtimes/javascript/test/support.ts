@@ -1,0 +1,60 @@
+/** Where the shared vectors and the demo's packages are. */
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+import type { Message, SystemPrompt, Tool } from "../src/node.js";
+
+export const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
+/** The demo exported for Node and for browsers: `make test-js` makes them. */
+export const NODE_PACKAGE = process.env.GPTOSS_NODE_PACKAGE ?? `${ROOT}build/demo-node-int4`;
+export const WEB_PACKAGE = process.env.GPTOSS_WEB_PACKAGE ?? `${ROOT}build/demo-web-int4`;
+
+export function vectors<T>(name: string): T {
+  return JSON.parse(readFileSync(`${ROOT}tests/vectors/${name}.json`, "utf8")) as T;
+}
+
+export interface SharedMessage extends Omit<Message, "contentType"> {
+  content_type?: string;
+}
+
+export interface SharedSystem {
+  identity: string;
+  knowledge_cutoff: string;
+  date: string;
+  reasoning: string;
+}
+
+export interface Answers {
+  date: string;
+  answers: {
+    messages: SharedMessage[];
+    instructions: string | null;
+    prompt: number[];
+    reply: number[];
+    said: SharedMessage[];
+  }[];
+}
+
+export interface RenderCase {
+  name: string;
+  messages: SharedMessage[];
+  system: SharedSystem | null;
+  instructions: string | null;
+  tools: Tool[];
+  reply: boolean;
+  ids: number[];
+}
+
+export function fromShared({ content_type, ...rest }: SharedMessage): Message {
+  return content_type === undefined ? rest : { ...rest, contentType: content_type };
+}
+
+export function toShared({ contentType, ...rest }: Message): SharedMessage {
+  return contentType === undefined ? rest : { ...rest, content_type: contentType };
+}
+
+export function systemFromShared(system: SharedSystem | null): SystemPrompt | null {
+  if (!system) return null;
+  const { knowledge_cutoff: knowledgeCutoff, ...rest } = system;
+  return { ...rest, knowledgeCutoff };
+}
