@@ -258,6 +258,21 @@ def eval_command(
         fail(f"{package}: {'; '.join(problems)}")
 
 
+@main.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval_command(arguments: tuple[str, ...]) -> None:
+    """Run lm-evaluation-harness with the model `gptoss`; its own options follow.
+
+    \b
+    gptoss lm-eval --model gptoss --model_args package=build/demo-cpu-int4 --tasks mmlu
+    """
+    try:
+        from evaluation.lm_harness import run
+    except ModuleNotFoundError as error:
+        raise UserError(f"this needs {error.name}: pip install 'gptoss-onnx[lm-eval]'") from error
+    run(arguments)
+
+
 @main.command("compare")
 @click.argument("packages", type=FOLDER, nargs=-1, metavar="PACKAGE PACKAGE...")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="An HTML file.")
