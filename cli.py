@@ -69,6 +69,9 @@ def main() -> None:
     help="Another format for embedding, qkv, o, experts or lm_head: lm_head=int8:64.",
 )
 @click.option("--calibrate", type=FOLDER, help="Chat JSONL or plain text to round for.")
+@click.option("--bits-per-weight", type=float, help="Assign 4 or 8 bits by measurement, as 5.5.")
+@click.option("--size", help="The same for a size of the package's data, as 12GB.")
+@click.option("--recipe", type=FOLDER, help="Formats from JSON, a manifest.json or a package.")
 @click.option(
     "--method",
     type=click.Choice(["rtn", "search", "gptq"]),
@@ -99,6 +102,9 @@ def export_command(
     output: Path | None,
     changes: tuple[str, ...],
     calibrate: Path | None,
+    bits_per_weight: float | None,
+    size: str | None,
+    recipe: Path | None,
     method: str | None,
     kv: str,
     link: bool,
@@ -120,10 +126,16 @@ def export_command(
     from graph_passes.rounding import SEARCH, Rounding
     from runtimes.target import get_target
 
+    _one_recipe(quant, changes, bits_per_weight, size, recipe)
+    quantization = Quantization.parse(quant, changes)
+    if recipe:
+        from evaluation.recipe import read_recipe
+
+        quantization = read_recipe(recipe, quant)
     checkpoint = Checkpoint.open(model, revision)
     options = Options(
         get_target(target_name),
-        Quantization.parse(quant, changes),
+        quantization,
         link=link,
         force=force,
         all_logits=all_logits,
@@ -142,12 +154,61 @@ def export_command(
         options = replace(options, rounding=rounding or SEARCH, calibration=calibration)
         if kv == "int8":
             options = kv_scaled(stack, options, checkpoint)
+        assigned: dict[str, Any] = {}
+        if bits_per_weight is not None or size:
+            options, assigned = _assigned(
+                options, checkpoint, calibrate, bits_per_weight, size, as_json
+            )
+        from evaluation.recommend import recommend
+
+        advice = recommend(options.target, checkpoint.expert_format, options.quantization)
+        closing = assigned | ({"recommendation": advice} if advice else {})
         if dry_run:
-            show({"output": str(output), **summary(plan(checkpoint, options))}, as_json)
+            planned = summary(plan(checkpoint, options))
+            show({"output": str(output), **planned, **closing}, as_json)
             return
         with stage_progress() as progress:
             made = export(checkpoint, options, output, progress)
-    show({"output": str(output), **made}, as_json)
+    show({"output": str(output), **made, **closing}, as_json)
+
+
+def _one_recipe(
+    quant: str,
+    changes: tuple[str, ...],
+    bits: float | None,
+    size: str | None,
+    recipe: Path | None,
+) -> None:
+    """UserError when formats are chosen in two ways."""
+    given = {"--bits-per-weight": bits is not None, "--size": bool(size), "--recipe": bool(recipe)}
+    names = [name for name, there in given.items() if there]
+    if names and changes:
+        names.append("--set")
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} each choose the formats: give one of them")
+    if names and names[0] != "--recipe" and quant != "int4":
+        raise UserError(f"{names[0]} assigns 4 and 8 bits by itself: leave --quant {quant} out")
+
+
+def _assigned(
+    options: Any,
+    checkpoint: Any,
+    text: Path | None,
+    bits: float | None,
+    size: str | None,
+    as_json: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """`options` with formats assigned within a budget, shown as a table, and their figures."""
+    from evaluation.recipe import within
+
+    with stage_progress("units") as progress:
+        quantization, found = within(
+            checkpoint, options, text, bits=bits, size=size, progress=progress
+        )
+    if not as_json:
+        table(found.rows())
+    figures = {"bits_per_weight": found.bits_per_weight, "predicted_kld": found.kld}
+    return replace(options, quantization=quantization), figures
 
 
 def calibrated_rounding(
@@ -243,6 +304,7 @@ def eval_command(
     """
     from evaluation.evaluate import Options, evaluate
     from evaluation.gate import Gate, failures
+    from evaluation.recommend import recommendation
     from evaluation.results import record, summary
     from export.checkpoint import Checkpoint
 
@@ -252,8 +314,12 @@ def eval_command(
         figures, reference = evaluate(
             package, checkpoint, Options(**options, sensitivity=sensitivity), progress
         )
+    if advice := recommendation(package, checkpoint.expert_format, figures, reference):
+        figures["recommendation"] = advice
     record(package, figures, reference, report)
     show(figures if as_json else summary(figures), as_json)
+    if advice and not as_json:
+        click.echo(f"Recommended for these weights: {advice}")
     if problems := failures(gates, figures):
         fail(f"{package}: {'; '.join(problems)}")
 

@@ -133,7 +133,8 @@ def measure(
 def assign(costs: Costs, size: int, wanted: str) -> Assignment:
     """The choice of least predicted KL within `size` bytes.
 
-    UserError, naming `wanted`, where nothing is that small or nothing that large. Bytes that would not lower the predicted KL are not used.
+    UserError, naming `wanted`, where no choice is as small, or as large. Bytes that would not
+    lower the predicted KL are not used.
     """
     smallest = sum(min(c.size for c in one) for one in costs.choices.values())
     largest = sum(max(c.size for c in one) for one in costs.choices.values())

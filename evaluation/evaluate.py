@@ -18,8 +18,10 @@ from evaluation.generation import (
 from evaluation.probe import Probe
 from evaluation.reference import Progress, Reference, portable_graph, reference
 from evaluation.scoring import by_group, score, worst_tokens
+from evaluation.sensitivity import TOKENS, sensitivity
 from evaluation.statistics import histogram, metrics, router_agreement
 from evaluation.texts import Passage, read_passages
+from evaluation.units import subset
 from export.checkpoint import Checkpoint
 from export.spec import GptOssSpec
 from runtimes.bench import bench
@@ -39,6 +41,7 @@ class Options:
     limit: int = 100
     threads: int | None = None
     sensitivity: bool = False  # also measure what each group of tensors costs by itself
+    sensitivity_tokens: int = TOKENS  # of the text, on which that is measured
 
 
 def evaluate(
@@ -75,6 +78,12 @@ def evaluate(
             "router_agreement": router_agreement(tokens),
             "worst_tokens": worst_tokens(tokens, passages, package.tokenizer),
         }
+        if options.sensitivity:
+            part = subset(passages, options.sensitivity_tokens)
+            known = reference(checkpoint, part, portable, progress, options.threads)
+            figures["sensitivity"] = sensitivity(
+                folder, portable(), part, known, progress, options.threads
+            )
         asked = options.questions or checkpoint.path / QUESTIONS
         if options.questions or asked.is_file():
             questions = read_questions(asked, package.harmony, options.limit)
