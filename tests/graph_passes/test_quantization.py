@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graph_passes.quantization import FP32, INT4, INT8, MXFP4, PRESETS, Format, Quantization
+from graph_passes.quantization import FP32, GROUPS, INT4, INT8, MXFP4, PRESETS, Format, Quantization
 from runtimes.errors import UserError
 
 
@@ -42,7 +42,9 @@ def test_presets() -> None:
         "experts": "mxfp4",
         "lm_head": "int8:64",
     }
-    assert set(Quantization.parse("int4").describe().values()) == {"int4:32"}
+    assert Quantization.parse("int4").describe() == dict.fromkeys(GROUPS, "int4:32") | {
+        "embedding": "int8:64"
+    }
 
 
 def test_changes_are_of_one_group_each() -> None:
