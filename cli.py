@@ -106,145 +106,44 @@ def export_command(
     size: str | None,
     recipe: Path | None,
     method: str | None,
-    kv: str,
-    link: bool,
-    full_kv: bool,
-    all_logits: bool,
     dry_run: bool,
     revision: str | None,
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Export MODEL, a checkpoint folder or a hub id, to a package.
 
     \b
     gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
     """
+    from evaluation.recommend import recommend
+    from evaluation.tuning import Tuning, figures, formats, tuned
     from export.checkpoint import Checkpoint
     from export.exporter import Options, export, plan, summary
-    from graph_passes.quantization import Quantization
-    from graph_passes.rounding import SEARCH, Rounding
     from runtimes.target import get_target
 
-    _one_recipe(quant, changes, bits_per_weight, size, recipe)
-    quantization = Quantization.parse(quant, changes)
-    if recipe:
-        from evaluation.recipe import read_recipe
-
-        quantization = read_recipe(recipe, quant)
+    tuning = Tuning(calibrate, method, bits_per_weight, size)
+    target, quantization = get_target(target_name), formats(quant, changes, recipe, tuning)
     checkpoint = Checkpoint.open(model, revision)
-    options = Options(
-        get_target(target_name),
-        quantization,
-        link=link,
-        force=force,
-        all_logits=all_logits,
-        full_kv=full_kv,
-        kv=kv,
-    )
-    _warn(options.target, options.quantization.describe())
-    suffix = "" if kv == "float32" else f"-kv-{kv}"
+    _warn(target, quantization.describe())
+    suffix = "" if options["kv"] == "float32" else f"-kv-{options['kv']}"
     output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}{suffix}"
     with ExitStack() as stack:
-        rounding = calibration = None
-        if calibrate:
-            rounding, calibration = calibrated_rounding(stack, calibrate, checkpoint, method)
-        elif method:
-            rounding = Rounding(method)
-        options = replace(options, rounding=rounding or SEARCH, calibration=calibration)
-        if kv == "int8":
-            options = kv_scaled(stack, options, checkpoint)
-        assigned: dict[str, Any] = {}
-        if bits_per_weight is not None or size:
-            options, assigned = _assigned(
-                options, checkpoint, calibrate, bits_per_weight, size, as_json
-            )
-        from evaluation.recommend import recommend
-
-        advice = recommend(options.target, checkpoint.expert_format, options.quantization)
-        closing = assigned | ({"recommendation": advice} if advice else {})
+        with stage_progress("steps") as progress:
+            wanted = Options(target, quantization, **options)
+            made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))
+        if made.warning:
+            click.echo(f"Warning: {made.warning}", err=True)
+        if made.assignment and not as_json:
+            table(made.assignment.rows())
         if dry_run:
-            planned = summary(plan(checkpoint, options))
-            show({"output": str(output), **planned, **closing}, as_json)
-            return
-        with stage_progress() as progress:
-            made = export(checkpoint, options, output, progress)
-    show({"output": str(output), **made, **closing}, as_json)
-
-
-def _one_recipe(
-    quant: str,
-    changes: tuple[str, ...],
-    bits: float | None,
-    size: str | None,
-    recipe: Path | None,
-) -> None:
-    """UserError when formats are chosen in two ways."""
-    given = {"--bits-per-weight": bits is not None, "--size": bool(size), "--recipe": bool(recipe)}
-    names = [name for name, there in given.items() if there]
-    if names and changes:
-        names.append("--set")
-    if len(names) > 1:
-        raise UserError(f"{' and '.join(names)} each choose the formats: give one of them")
-    if names and names[0] != "--recipe" and quant != "int4":
-        raise UserError(f"{names[0]} assigns 4 and 8 bits by itself: leave --quant {quant} out")
-
-
-def _assigned(
-    options: Any,
-    checkpoint: Any,
-    text: Path | None,
-    bits: float | None,
-    size: str | None,
-    as_json: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """`options` with formats assigned within a budget, shown as a table, and their figures."""
-    from evaluation.recipe import within
-
-    with stage_progress("units") as progress:
-        quantization, found = within(
-            checkpoint, options, text, bits=bits, size=size, progress=progress
-        )
-    if not as_json:
-        table(found.rows())
-    figures = {"bits_per_weight": found.bits_per_weight, "predicted_kld": found.kld}
-    return replace(options, quantization=quantization), figures
-
-
-def calibrated_rounding(
-    stack: ExitStack, text: Path, checkpoint: Any, method: str | None
-) -> tuple[Any, dict[str, Any]]:
-    """Rounding by `text`'s statistics, which are there until `stack` closes, and what it was."""
-    from evaluation.calibration import calibrated
-    from graph_passes.rounding import Rounding
-
-    method = method or "gptq"
-    with stage_progress("tokens") as progress:
-        grams = method == "gptq"
-        made = stack.enter_context(calibrated(text, checkpoint, grams=grams, progress=progress))
-    unrouted, experts = made.statistics.unrouted
-    if unrouted:
-        click.echo(
-            f"Warning: {text} routes nothing to {unrouted} of {experts} experts; they are rounded "
-            "without it",
-            err=True,
-        )
-    return Rounding(method, made.statistics), made.described
-
-
-def kv_scaled(stack: ExitStack, options: Any, checkpoint: Any) -> Any:
-    """`options` with the sizes of keys and values, where there is a text to take them from."""
-    from evaluation.calibration import calibrated
-
-    statistics, described = options.rounding.statistics, options.calibration
-    text = checkpoint.path / "evaluation" / "calibration.jsonl"
-    if statistics is None and options.kv in options.target.kv_dtypes and text.is_file():
-        with stage_progress("tokens") as progress:
-            made = stack.enter_context(calibrated(text, checkpoint, grams=False, progress=progress))
-        statistics, described = made.statistics, made.described
-    if statistics is None:
-        return options
-    return replace(options, kv_max=statistics.kv_max, kv_calibration=described)
+            done = summary(plan(checkpoint, made.options))
+        else:
+            with stage_progress() as progress:
+                done = export(checkpoint, made.options, output, progress)
+        advice = recommend(target, checkpoint.expert_format, made.options.quantization)
+    closing = figures(made.assignment) | ({"recommendation": advice} if advice else {})
+    show({"output": str(output), **done, **closing}, as_json)
 
 
 @main.command()
@@ -410,7 +309,6 @@ def generation_options(command: Any) -> Any:
 
 
 def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
-    from dataclasses import replace
 
     given = {name: value for name, value in sampling.items() if value is not None}
     if given and "temperature" not in given:

@@ -18,7 +18,7 @@ from evaluation.calibration import read_calibration
 from evaluation.reference import Progress
 from export.checkpoint import Checkpoint
 from export.exporter import Options, plan, summary
-from graph_passes.quantization import GROUPS, PRESETS, Quantization
+from graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
 from runtimes.errors import UserError
 
 CALIBRATION = "evaluation/calibration.jsonl"
@@ -65,7 +65,7 @@ def within(
     if bits is not None:
         budget, wanted, rest = int(bits * weights / 8), f"--bits-per-weight {bits:g}", 0
     else:
-        made = plan(checkpoint, replace(options, quantization=base))
+        made = plan(checkpoint, replace(options, quantization=uniform("int4", INT4)))
         rest = summary(made)["written_bytes"] - weights * 5 // 8  # int4:32 is 5 bits a weight
         budget, wanted = parse_size(str(size)) - rest, f"--size {size}"
     check_budget(checkpoint, budget, wanted, rest)
