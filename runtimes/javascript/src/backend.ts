@@ -29,6 +29,8 @@ export interface KvShape {
   capacity: number;
   /** Of one head. */
   size: number;
+  /** Holds about a window of tokens and never grows. */
+  windowed: boolean;
 }
 
 /** One KV tensor [1, heads, capacity, size], given as past and as present so it never moves. */

@@ -67,7 +67,7 @@ export class Session {
         return {
           past: `past_key_values.${index}.${part}`,
           present: `present.${index}.${part}`,
-          buffer: this.#backend.makeKv({ heads, capacity, size }),
+          buffer: this.#backend.makeKv({ heads, capacity, size, windowed: window !== null }),
           window,
         };
       }),
