@@ -10,11 +10,10 @@ from evaluation.assign import (
     Assignment,
     assign,
     check_budget,
-    measure,
     parse_size,
-    quantized_weights,
 )
 from evaluation.calibration import read_calibration
+from evaluation.costs import measure, sizes
 from evaluation.reference import Progress
 from export.checkpoint import Checkpoint
 from export.exporter import Options, plan, summary
@@ -61,7 +60,7 @@ def within(
     text = text or checkpoint.path / CALIBRATION
     if not text.is_file():
         raise UserError(f"{text}: no such file; give a text to measure on with --calibrate FILE")
-    weights = quantized_weights(checkpoint)
+    _, _, weights = sizes(checkpoint)
     if bits is not None:
         budget, wanted, rest = int(bits * weights / 8), f"--bits-per-weight {bits:g}", 0
     else:

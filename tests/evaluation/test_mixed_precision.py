@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from evaluation.assign import FORMATS, Choice, Costs, assign, check_budget, parse_size
+from evaluation.assign import assign, check_budget, parse_size
+from evaluation.costs import FORMATS, Choice, Costs
 from evaluation.recipe import read_recipe
 from evaluation.recommend import recommend
 from evaluation.reference import portable_graph, reference
@@ -59,7 +60,8 @@ def test_every_group_and_layer_is_measured(int4_rows: Rows) -> None:
     assert [row["name"] for row in int4_rows if row["what"] == "layer"] == list("012345")
     for row in int4_rows:
         assert 0 < row["kld"] < 1 and row["ci"][0] <= row["kld"] <= row["ci"][1]
-        assert row["format"] == "int4:32"
+        embedding = row["name"] == "embedding"  # of a layer's row, its tensors' format
+        assert row["format"] == ("int8:64" if embedding else "int4:32")
 
 
 def test_a_harmed_group_ranks_first(
