@@ -27,6 +27,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # An evaluation runs for minutes: waiting threads must not take the cores of what runs beside.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in (settings or {}).items():
         options.add_session_config_entry(name, str(value))
     if weights is not None:
