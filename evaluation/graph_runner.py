@@ -5,7 +5,7 @@ Works for the portable graph and for packages alike; applications use `runtimes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class GraphRunner:
         windows: Sequence[int | None] | None = None,
         batch: int = 1,
         threads: int = 0,
+        store: Callable[[str, Float], Float] = lambda name, kv: kv,
     ) -> None:
+        self._store = store  # what becomes of a KV tensor between two feeds
         self.session = open_session(graph, threads) if isinstance(graph, Path) else graph
         self._inputs = self.session.get_inputs()[2:]
         self._outputs = [value.name for value in self.session.get_outputs()]
@@ -76,6 +78,7 @@ class GraphRunner:
         logits, *rest = self.session.run(self._outputs, feeds)
         present = len(self._inputs)
         for name, value in zip(self._outputs[1:], rest[:present], strict=False):
-            self._past[name.replace("present", "past_key_values")] = value
+            past = name.replace("present", "past_key_values")
+            self._past[past] = self._store(past, value)
         self.extra = rest[present:]
         return np.asarray(logits)

@@ -16,6 +16,7 @@ from runtimes.package import Package
 
 Float = NDArray[np.float32]
 ROUTER = "probe.router."
+CHUNK = 128  # tokens
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Chunk:
 class Probe:
     """Runs one sequence at a time, from an empty cache, in chunks."""
 
-    def __init__(self, runner: GraphRunner) -> None:
-        self._runner = runner
+    def __init__(self, runner: GraphRunner, chunk: int = CHUNK) -> None:
+        self._runner, self._chunk = runner, chunk
 
     @classmethod
     def of_package(cls, folder: Path, threads: int | None = None) -> Probe:
@@ -59,9 +60,10 @@ class Probe:
         session = open_session(proto, threads or 0, settings, weights=path.parent)
         return cls(GraphRunner(session, windows))
 
-    def run(self, ids: Sequence[int], chunk: int = 128) -> Iterator[Chunk]:
+    def run(self, ids: Sequence[int], chunk: int | None = None) -> Iterator[Chunk]:
         """Feed `ids`; one chunk's logits are in memory at a time."""
         self._runner.reset()
+        chunk = chunk or self._chunk
         array = np.array([ids], np.int64)
         for start in range(0, len(ids), chunk):
             logits = self._runner.feed(array[:, start : start + chunk])

@@ -16,6 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.probe import Probe, probed
 from evaluation.reference import Progress, Reference
 from evaluation.scoring import score
 from evaluation.statistics import interval
@@ -36,6 +38,7 @@ from graph_passes.weights import CHUNK_BYTES
 from runtimes.package import Manifest
 
 TOKENS = 2000  # that count, unless told otherwise
+KV_CHUNK = 8  # tokens: those of one feed see each other unrounded
 _QKV = ("q_proj", "k_proj", "v_proj")
 _PARTS = {"experts gate-up": GATE_UP, "experts down": DOWN}
 
@@ -50,7 +53,7 @@ def sensitivity(
 ) -> list[dict[str, Any]]:
     """Rows of report.json: groups from the costliest to the cheapest, then layers in order.
 
-    `expected` is the reference over `passages`. An int8 KV cache is not among the groups.
+    `expected` is the reference over `passages`.
     """
     manifest = Manifest.load(package)
     # A recipe names every group; the preset only completes one that was cut short.
@@ -85,7 +88,26 @@ def sensitivity(
             texts = dict.fromkeys(str(form) for form in forms.values())
             row = {"what": what, "name": name, "kld": cost["mean"], "ci": cost["ci"]}
             measured[what].append({**row, "format": ", ".join(texts)})
+    if manifest.kv.dtype == "int8":
+        tokens = score(_int8_kv(portable, weights, threads), passages, expected, lambda *_: None)
+        cost = interval(tokens.passage, tokens.kld)
+        row = {"what": "group", "name": "KV cache", "kld": cost["mean"], "ci": cost["ci"]}
+        measured["group"].append({**row, "format": "int8"})
     return sorted(measured["group"], key=lambda row: -row["kld"]) + measured["layer"]
+
+
+def _int8_kv(portable: Path, weights: PackageWeights, threads: int | None) -> Probe:
+    """The portable graph, whose keys and values are rounded to the package's int8 between feeds."""
+
+    def store(name: str, kv: Float) -> Float:
+        _, layer, part = name.split(".")
+        scale = weights.array(f"model.layers.{layer}.self_attn.{part}_scale")
+        return np.asarray(np.clip(np.rint(kv / scale), -128, 127) * scale, np.float32)
+
+    model = probed(ir.load(portable / GRAPH))
+    proto = ir.serde.serialize_model(model).SerializeToString()
+    session = open_session(proto, threads or 0, weights=portable)
+    return Probe(GraphRunner(session, store=store), KV_CHUNK)
 
 
 class PackageWeights:
@@ -116,7 +138,7 @@ class PackageWeights:
     def _chunks(
         self, packed: str, scales: str, form: Format, width: int, rows: slice
     ) -> Iterator[Float]:
-        codes, steps = self._array(packed)[rows], self._array(scales)[rows]
+        codes, steps = self.array(packed)[rows], self.array(scales)[rows]
         codes = codes.reshape(-1, int(np.prod(codes.shape[steps.ndim - 1 :])))
         steps = steps.reshape(-1, steps.shape[-1])
         step = max(1, CHUNK_BYTES // (4 * width))
@@ -124,7 +146,7 @@ class PackageWeights:
             part = slice(start, start + step)
             yield dequantized(np.asarray(codes[part]), np.asarray(steps[part]), form, width)
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> NDArray[Any]:
         tensor = self._values[name].const_value
         assert tensor is not None
         return tensor.numpy()

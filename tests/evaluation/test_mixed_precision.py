@@ -83,6 +83,27 @@ def test_a_harmed_group_ranks_first(
     assert [name for name in layers if layers[name] != before[name]] == ["3"]
 
 
+def test_an_int8_kv_cache_is_a_group(
+    measure: Callable[[Path], Rows], demo: Path, tmp_path: Path
+) -> None:
+    checkpoint, costs = Checkpoint.open(str(demo)), []
+    shape = checkpoint.spec.num_kv_heads, checkpoint.spec.head_dim
+    layers = range(checkpoint.spec.num_layers)
+    for most in (16.0, 1600.0):  # the second a hundred times too coarse
+        kv_max = {
+            f"{n}.{part}": np.full(shape, most, np.float32)
+            for n in layers
+            for part in ("key", "value")
+        }
+        options = Options(get_target("cpu"), PRESETS["fp32"], kv="int8", kv_max=kv_max)
+        package = tmp_path / str(most)
+        export(checkpoint, options, package, lambda *_: None)
+        rows = {row["name"]: row for row in measure(package)}
+        assert rows["qkv"]["kld"] == 0 and rows["KV cache"]["format"] == "int8"
+        costs.append(rows["KV cache"]["kld"])
+    assert 0 < costs[0] < costs[1] / 20
+
+
 @pytest.mark.parametrize("preset", ["int8", "mxfp4"])
 def test_mxfp4_experts_are_exact(
     preset: str, demo: Path, demo_package: DemoPackage, tmp_path: Path
