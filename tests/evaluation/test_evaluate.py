@@ -1,4 +1,4 @@
-"""`gptoss eval`: ranks wrong packages far behind, refuses what cannot be meant, stays small."""
+"""`gptoss eval`: a package's figures, refuses what cannot be meant, stays small."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
@@ -35,10 +33,6 @@ from runtimes.package import write_manifest
 from runtimes.target import get_target
 from tests.conftest import DemoPackage
 
-GRAPH, DATA = "model.onnx", "model.onnx.data"
-LAYER = "model.layers.2"
-Change = Callable[[Any], Any]
-
 
 def quiet(stage: str, done: int, total: int) -> None:
     pass
@@ -60,10 +54,10 @@ class Measure:
 
 @pytest.fixture(scope="module")
 def text(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every thirtieth conversation: all languages, 8 in all."""
+    """Every fortieth conversation: all languages, 6 in all."""
     lines = (demo / "evaluation/held_out.jsonl").read_text(encoding="utf-8").splitlines()
     path = tmp_path_factory.mktemp("text") / "some.jsonl"
-    path.write_text("\n".join(lines[::30]), encoding="utf-8")
+    path.write_text("\n".join(lines[::40]), encoding="utf-8")
     return path
 
 
@@ -80,42 +74,6 @@ def copy(demo_package: DemoPackage, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_package("fp32"), tmp_path / "copy"))
 
 
-def alter(folder: Path, name: str, change: Change) -> None:
-    """Change one tensor's values, in the data file or in the graph."""
-    model = ir.load(folder / GRAPH)
-    value = model.graph.initializers[name]
-    tensor = value.const_value
-    assert tensor is not None
-    values = np.asarray(change(tensor.numpy().copy()), np.float32)
-    if isinstance(tensor, ir.ExternalTensor):
-        with (folder / DATA).open("r+b") as file:
-            file.seek(tensor.offset or 0)
-            file.write(values.tobytes())
-    else:
-        value.const_value = ir.Tensor(values, name=name)
-        ir.save(model, folder / GRAPH)
-
-
-def drop_sinks(folder: Path) -> None:
-    for layer in range(6):
-        alter(folder, f"model.layers.{layer}.self_attn.sinks", lambda sinks: sinks * 0 - 1e4)
-
-
-def swap_experts(folder: Path) -> None:
-    for layer in range(6):
-        for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"):
-            full = f"model.layers.{layer}.mlp.experts.{name}"
-            alter(folder, full, lambda weight: np.roll(weight, 1, axis=0))
-
-
-def corrupt_layer(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name in ("qkv_proj", "o_proj"):
-        alter(folder, f"{LAYER}.self_attn.{name}.weight", lambda w: rng.permutation(w.ravel()))
-    for name in ("gate_up_proj", "down_proj"):
-        alter(folder, f"{LAYER}.mlp.experts.{name}", lambda w: -w)
-
-
 def test_the_fp32_package_is_its_source(measure: Measure, demo_package: DemoPackage) -> None:
     tokens = measure.tokens(demo_package("fp32"))
     assert len(tokens.kld) == sum(passage.tokens for passage in measure.passages)
@@ -124,35 +82,9 @@ def test_the_fp32_package_is_its_source(measure: Measure, demo_package: DemoPack
     assert min(row["mean"] for row in router_agreement(tokens)) > 0.999
 
 
-@pytest.mark.parametrize("spoil", [corrupt_layer, swap_experts])
-def test_wrong_packages_rank_far_behind_int4(
-    spoil: Callable[[Path], None], copy: Path, measure: Measure, demo_package: DemoPackage
-) -> None:
-    spoil(copy)
-    assert measure.kld(copy) > 5 * measure.kld(demo_package("int4"))
-
-
-def test_dropped_sinks_rank_far_behind_the_right_package(
-    copy: Path, measure: Measure, demo_package: DemoPackage
-) -> None:
-    # Behind fp32, not behind int4: the demo hardly uses its sinks (0.0018 nats without any).
-    drop_sinks(copy)
-    assert measure.kld(copy) > 1000 * measure.kld(demo_package("fp32"))
-
-
 def test_fewer_bits_cost_more(measure: Measure, demo_package: DemoPackage) -> None:
     fp32, int8, int4 = (measure.kld(demo_package(p)) for p in ("fp32", "int8", "int4"))
     assert 10 * fp32 < int8 < int4 / 5
-
-
-def test_a_forced_router_shows_in_its_layer(copy: Path, measure: Measure) -> None:
-    forced = np.array([0, 0, 0, 0, 0, 0, 1e3, 1e3], np.float32)
-    alter(copy, f"{LAYER}.mlp.router.bias", lambda bias: bias + forced)
-    rows = router_agreement(measure.tokens(copy))
-    agreed = [row["mean"] for row in rows]
-    assert min(agreed[:2]) > 0.999
-    assert agreed[2] < 0.2
-    assert max(agreed[3:]) < 1
 
 
 def test_the_reference_is_kept(measure: Measure, demo: Path) -> None:
@@ -258,19 +190,19 @@ for text in texts:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
 def test_memory_does_not_grow_with_the_text(demo: Path, tmp_path: Path, cache: Path) -> None:
     vocab = 16384
-    folder = synthesize(tmp_path / "wide", geometry="tiny", vocab=vocab, tokenizer=demo)
+    folder = synthesize(tmp_path / "wide", geometry="tiny", layers=1, vocab=vocab, tokenizer=demo)
     package, checkpoint = tmp_path / "package", Checkpoint.open(folder)
-    made = ExportOptions(get_target("cpu"), Quantization.parse("int4", ()))
+    made = ExportOptions(get_target("cpu"), Quantization.parse("fp32", ()))
     export(checkpoint, made, package, quiet)
     words = (demo / "evaluation/held_out.jsonl").read_text(encoding="utf-8")
     texts = []
-    for name, count in (("short", 3_000), ("long", 12_000)):  # characters
+    for name, count in (("short", 1_000), ("long", 6_000)):  # characters
         texts.append(tmp_path / f"{name}.txt")
         texts[-1].write_text(words[:count], encoding="utf-8")
     command = [sys.executable, "-c", MEASURED, package, folder, *texts]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     short, long = map(int, done.stdout.split())
     stored = max(path.stat().st_size for path in cache.glob("reference/*/logits.f32"))
-    assert stored > 150 << 20  # what holding one model's logits would add
+    assert stored > 80 << 20  # what holding one model's logits would add
     assert long - short < stored / 4
     assert long < 2 << 30
