@@ -12,7 +12,7 @@ const shared = {
   minify: true,
   sourcemap: true,
   target: "es2023",
-  external: ["onnxruntime-node", "onnxruntime-web", "onnxruntime-web/webgpu"],
+  external: ["onnxruntime-node", "onnxruntime-web/*"],
 };
 await build({ ...shared, entryPoints: ["src/node.ts"], outdir: "dist", platform: "node" });
 // Each complete in itself, so that a page can use them without a build step.

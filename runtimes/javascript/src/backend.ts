@@ -19,6 +19,8 @@ export interface Backend {
   readonly Tensor: TensorConstructor;
   /** Whether `run` fills the tensors it is given as outputs. */
   readonly fillsOutputs: boolean;
+  /** Prompt tokens a run takes when the caller does not say. */
+  readonly chunk: number;
   makeKv(shape: KvShape): KvBuffer;
   dispose(): Promise<void>;
 }

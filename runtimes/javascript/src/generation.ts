@@ -12,7 +12,10 @@ export interface GenerateOptions {
   sampling?: Sampling;
   /** The package's own when left out. */
   stopIds?: Iterable<number>;
-  /** Prompt tokens a run takes: more are faster; fewer take less memory and stop sooner. */
+  /**
+   * Prompt tokens a run takes: more are faster; fewer take less memory and stop sooner. 512 on
+   * CPUs; on WebGPU as many as are computed well there.
+   */
   chunk?: number;
   /** Ends the reply after the run under way: `finishReason` is "cancelled", nothing is thrown. */
   signal?: AbortSignal;

@@ -119,6 +119,7 @@ export class Model {
   ): Generation {
     return new Generation(session, prompt, {
       ...options,
+      chunk: options.chunk ?? this.#backend.chunk,
       sampling: options.sampling ?? this.sampling,
       stopIds: options.stopIds ?? stopIds,
     });

@@ -52,6 +52,7 @@ export class GptOss extends Model {
       graph,
       Tensor: ort.Tensor,
       fillsOutputs: true,
+      chunk: 512,
       makeKv: (shape) => new HostKv(ort.Tensor, shape, true),
       dispose: () => graph.release(),
     };

@@ -105,6 +105,7 @@ class Link {
   readonly #worker: Worker;
   readonly #open = new Map<number, (said: Response) => void>();
   #next = 0;
+  #closed = false;
 
   constructor(worker: Worker) {
     this.#worker = worker;
@@ -118,6 +119,7 @@ class Link {
   ask(request: Distribute<Request>, signal?: AbortSignal): Answers {
     const id = this.#next++;
     const start = (tell: (said: Response) => void) => {
+      if (this.#closed) throw new UserError("this model was disposed of: load it again");
       this.#open.set(id, tell);
       this.#worker.postMessage({ ...request, id });
     };
@@ -126,10 +128,10 @@ class Link {
   }
 
   close(): void {
+    this.#closed = true;
     this.#worker.terminate();
-    for (const [id, tell] of this.#open) {
-      tell({ id, is: "error", name: "UserError", message: "this model was disposed of" });
-    }
+    const message = "this model was disposed of: load it again";
+    for (const [id, tell] of this.#open) tell({ id, is: "error", name: "UserError", message });
   }
 }
 
@@ -164,6 +166,7 @@ class Answers implements AsyncIterable<Response> {
       waiting.push(said);
       wake();
     });
+    // From here on the worker owes an answer.
     signal?.addEventListener("abort", abort);
     if (signal?.aborted) abort();
     const next = async (): Promise<Response> => {

@@ -5,7 +5,7 @@ import { type Backend, type Graph, HostKv } from "./backend.js";
 import { Downloader } from "./download.js";
 import { UserError, firstLine } from "./errors.js";
 import { GpuKv } from "./gpu.js";
-import { type Manifest, externalDataFiles, parseManifest } from "./manifest.js";
+import { externalDataFiles, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
 
 export * from "./public.js";
@@ -16,7 +16,10 @@ export type Ort = typeof import("onnxruntime-common");
 export interface LoadOptions {
   /** "auto", the default, is WebGPU where it works, else WebAssembly: `model.backend` says why. */
   backend?: "auto" | "webgpu" | "wasm";
-  /** The runtime, or its URL; `import("onnxruntime-web/webgpu")` when left out. */
+  /**
+   * The runtime, or the URL of the folder its files are in (onnxruntime-web's dist); imported as
+   * `onnxruntime-web/webgpu` or `onnxruntime-web/wasm` when left out.
+   */
   ort?: Ort | string;
   /** Where the runtime's own .wasm and .mjs files are, when not beside it. */
   wasmPaths?: string | { mjs?: string; wasm?: string };
@@ -42,7 +45,8 @@ export class GptOss extends Model {
       loaded += bytes;
       onProgress?.({ stage: "fetch", file, loaded, total });
     };
-    const ort = await importRuntime(options);
+    let reason = await whyNoWebgpu(options.backend ?? "auto");
+    const ort = await importRuntime(reason ? "wasm" : "webgpu", options);
     const files = await Downloader.open(base, options.cache ?? true, onBytes, signal);
     const text = await files.manifest();
     const version = ort.env.versions.web ?? ort.env.versions.common;
@@ -71,21 +75,32 @@ export class GptOss extends Model {
     await files.keepManifest(text, manifest);
     signal?.throwIfAborted();
     onProgress?.({ stage: "prepare", loaded, total });
-    const backend = await openBackend(ort, manifest, graph, data, options.backend ?? "auto");
+    if (!reason && manifest.kv.layers.some((layer) => layer.windowed)) {
+      reason = "the package's KV cache is windowed, which WebGPU cannot run: use --target web";
+    }
+    const backend = await openBackend(ort, reason, graph, data, options);
     const model = new GptOss(manifest, { tokenizer, config, generationConfig }, backend);
     model.notCached = files.notCached;
     return model;
   }
 }
 
-async function importRuntime({ ort, wasmPaths, threads }: LoadOptions): Promise<Ort> {
+type Provider = "webgpu" | "wasm";
+
+/** Each provider in the build that is made for it: kernels differ, and so does what is fetched. */
+async function importRuntime(
+  provider: Provider,
+  { ort, wasmPaths, threads }: LoadOptions,
+): Promise<Ort> {
   let found: Ort;
   if (typeof ort === "object") found = ort;
   else {
     try {
-      found = ort
-        ? await import(/* @vite-ignore */ /* webpackIgnore: true */ ort)
-        : ((await import("onnxruntime-web/webgpu")) as Ort);
+      if (ort) {
+        const url = `${ort.replace(/\/+$/, "")}/ort.${provider}.bundle.min.mjs`;
+        found = await import(/* @vite-ignore */ /* webpackIgnore: true */ url);
+      } else if (provider === "webgpu") found = (await import("onnxruntime-web/webgpu")) as Ort;
+      else found = (await import("onnxruntime-web/wasm")) as Ort;
     } catch (error) {
       throw new UserError(
         `onnxruntime-web cannot be loaded (${firstLine(error)}): install it, or say where it is ` +
@@ -100,44 +115,39 @@ async function importRuntime({ ort, wasmPaths, threads }: LoadOptions): Promise<
 
 type ExternalData = { path: string; data: Uint8Array }[];
 
+/** On WebGPU unless there is a `whyNot`, or the runtime finds one. */
 async function openBackend(
   ort: Ort,
-  manifest: Manifest,
+  whyNot: string | undefined,
   graph: Uint8Array,
   data: ExternalData,
-  wanted: "auto" | "webgpu" | "wasm",
+  options: LoadOptions,
 ): Promise<Backend> {
-  const open = (provider: "webgpu" | "wasm"): Promise<InferenceSession> =>
-    ort.InferenceSession.create(graph, {
+  const open = (runtime: Ort, provider: Provider): Promise<InferenceSession> =>
+    runtime.InferenceSession.create(graph, {
       executionProviders: [provider],
       externalData: data,
       logSeverityLevel: 3,
     });
-  let reason = wanted === "wasm" ? "the caller asked for wasm" : await whyNoWebgpu(manifest, wanted);
+  let reason = whyNot;
   if (!reason) {
     try {
-      return await gpuBackend(ort, await open("webgpu"));
+      return await gpuBackend(ort, await open(ort, "webgpu"), gpuChunk(graph));
     } catch (error) {
       reason = `WebGPU cannot load the graph: ${firstLine(error)}`;
     }
   }
-  if (wanted === "webgpu") throw new UserError(reason);
+  if (options.backend === "webgpu") throw new UserError(reason);
+  const runtime = whyNot ? ort : await importRuntime("wasm", options);
   try {
-    return wasmBackend(ort, await open("wasm"), reason);
+    return wasmBackend(runtime, await open(runtime, "wasm"), reason);
   } catch (error) {
-    throw new UserError(
-      `${manifest.name}: ONNX Runtime cannot load the graph: ${firstLine(error)}`,
-    );
+    throw new UserError(`ONNX Runtime cannot load the graph: ${firstLine(error)}`);
   }
 }
 
-async function whyNoWebgpu(
-  manifest: Manifest,
-  wanted: "auto" | "webgpu",
-): Promise<string | undefined> {
-  if (manifest.kv.layers.some((layer) => layer.windowed)) {
-    return "the package's KV cache is windowed, which WebGPU cannot run: use --target web";
-  }
+async function whyNoWebgpu(wanted: "auto" | Provider): Promise<string | undefined> {
+  if (wanted === "wasm") return "the caller asked for wasm";
   if (!navigator.gpu) return "this browser has no WebGPU here";
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
   if (!adapter) return "the browser found no WebGPU adapter";
@@ -147,7 +157,23 @@ async function whyNoWebgpu(
   return undefined;
 }
 
-async function gpuBackend(ort: Ort, session: InferenceSession): Promise<Backend> {
+/**
+ * Prompt tokens a run takes. On WebGPU 1.30 gives logits that vary from run to run when QMoE gets
+ * more than one token, and coarser ones when MatMulNBits gets 32 or more.
+ */
+function gpuChunk(graph: Uint8Array): number {
+  const name = new TextEncoder().encode("QMoE");
+  for (let at = graph.indexOf(name[0]); at >= 0; at = graph.indexOf(name[0], at + 1)) {
+    if (name.every((byte, i) => graph[at + i] === byte)) return 1;
+  }
+  return 16;
+}
+
+async function gpuBackend(
+  ort: Ort,
+  session: InferenceSession,
+  chunk: number,
+): Promise<Backend> {
   const device = (await ort.env.webgpu.device) as unknown as GPUDevice;
   const wrap: typeof Tensor.fromGpuBuffer = (buffer, options) =>
     ort.Tensor.fromGpuBuffer(buffer, options);
@@ -155,6 +181,7 @@ async function gpuBackend(ort: Ort, session: InferenceSession): Promise<Backend>
   return {
     name: "webgpu",
     graph,
+    chunk,
     Tensor: ort.Tensor,
     fillsOutputs: false,
     makeKv: (shape) => new GpuKv(device, wrap, shape),
@@ -168,6 +195,7 @@ function wasmBackend(ort: Ort, session: InferenceSession, reason: string): Backe
     name: "wasm",
     reason,
     graph,
+    chunk: 512,
     Tensor: ort.Tensor,
     fillsOutputs: false,
     makeKv: (shape) => {

@@ -25,8 +25,9 @@ export interface SharedSystem {
 }
 
 export interface Answers {
-  date: string;
   answers: {
+    /** null leaves the system message out. */
+    date: string | null;
     messages: SharedMessage[];
     instructions: string | null;
     prompt: number[];

@@ -1,0 +1,223 @@
+/** The demo in Chromium: wasm and WebGPU, a worker, what is kept, and what cannot be loaded. */
+import { existsSync, readFileSync } from "node:fs";
+
+import type { Browser, Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+
+import type { ChatEvent } from "../src/chat.js";
+import type * as Library from "../src/web.js";
+import { CHROMIUM, Site, openBrowser, openPage } from "./site.js";
+import { type Answers, WEB_PACKAGE, vectors } from "./support.js";
+
+declare const gptoss: typeof Library;
+declare const options: Library.LoadOptions & { ort: string };
+
+const { answers } = vectors<Answers>("answers");
+const date = "2026-01-01";
+const SHARD = Object.keys(
+  JSON.parse(readFileSync(`${WEB_PACKAGE}/manifest.json`, "utf8")).files,
+).find((name) => name.includes(".data")) as string;
+const QUESTION = [{ role: "user", content: "What does os.path.join do?" }];
+const ANSWER = "Join two or more pathname components, inserting '/' as needed.";
+
+// A machine without Chromium cannot run these.
+describe.skipIf(!existsSync(CHROMIUM))("in Chromium", () => {
+  let site: Site;
+  let browser: Browser;
+  let page: Page;
+  beforeAll(async () => {
+    [site, browser] = await Promise.all([Site.start(), openBrowser()]);
+  });
+  afterAll(() => Promise.all([browser?.close(), site?.stop()]));
+  afterEach(async () => {
+    site.faults.clear();
+    site.requests.length = 0;
+    await page?.context().close();
+  });
+
+  /** Ids of the greedy replies to `which` answers of the vectors. */
+  async function replies(backend: "wasm" | "webgpu", which: Answers["answers"]) {
+    page = await openPage(browser, site);
+    const asked = which.map((answer) => answer.prompt);
+    return page.evaluate(
+      async ({ backend, asked }) => {
+        const model = await gptoss.GptOss.load("/package", { ...options, backend });
+        const all: number[][] = [];
+        for (const prompt of asked) {
+          const ids: number[] = [];
+          for await (const id of model.generate(prompt)) ids.push(id);
+          all.push(ids);
+        }
+        const found = { backend: model.backend.name, all };
+        await model.dispose();
+        return found;
+      },
+      { backend, asked },
+    );
+  }
+
+  test("answers on wasm are Python's", async () => {
+    const which = answers.slice(-3);
+    const expected = { backend: "wasm", all: which.map((answer) => answer.reply) };
+    expect(await replies("wasm", which)).toEqual(expected);
+  });
+
+  test("an answer on WebGPU is Python's", async () => {
+    const short = answers.filter((answer) => answer.date === null);
+    const expected = { backend: "webgpu", all: short.map((answer) => answer.reply) };
+    expect(await replies("webgpu", short)).toEqual(expected);
+  }, 180_000);
+
+  test("without a real GPU auto takes wasm and says why", async () => {
+    page = await openPage(browser, site);
+    const found = await page.evaluate(async () => {
+      return (await gptoss.GptOss.load("/package", options)).backend;
+    });
+    expect(found).toEqual({
+      name: "wasm",
+      reason: expect.stringMatching(/software|no WebGPU/),
+    });
+  });
+
+  test("the second start needs no network", async () => {
+    page = await openPage(browser, site);
+    const load = () =>
+      page.evaluate(async (question) => {
+        const seen: Library.Progress[] = [];
+        const model = await gptoss.GptOss.load("/package/", {
+          ...options,
+          backend: "wasm",
+          onProgress: (progress) => seen.push(progress),
+        });
+        const reply = model.chat(question, { maxNewTokens: 4 });
+        await reply.text();
+        await model.dispose();
+        return { last: seen.at(-1), notCached: model.notCached, tokens: reply.usage.newTokens };
+      }, QUESTION);
+    const first = await load();
+    expect(first).toMatchObject({ last: { stage: "prepare" }, tokens: 4 });
+    expect(first.last?.loaded).toBe(first.last?.total);
+    expect(first.notCached).toBeUndefined();
+    site.requests.length = 0;
+    await load();
+    expect(site.requests).toEqual(["manifest.json"]);
+    site.faults.set("*", null);
+    expect(await load()).toEqual(first);
+  });
+
+  test("an abort in the middle leaves the model usable", async () => {
+    page = await openPage(browser, site);
+    const found = await page.evaluate(
+      async ({ question, date }) => {
+        const model = await gptoss.GptOss.load("/package", { ...options, backend: "wasm" });
+        const control = new AbortController();
+        const reply = model.chat(question, { signal: control.signal, system: { date } });
+        setTimeout(() => control.abort(), 1); // heard only where a page is not blocked
+        const cut = await reply.text();
+        const whole = await model.chat(question, { system: { date } }).text();
+        return { cut, reason: reply.finishReason, whole };
+      },
+      { question: QUESTION, date },
+    );
+    expect(found).toEqual({ cut: "", reason: "cancelled", whole: ANSWER });
+  });
+
+  test("in a worker the page goes on, events and aborts cross", async () => {
+    page = await openPage(browser, site);
+    const found = await page.evaluate(
+      async ({ question, date }) => {
+        const settings = { ...options, backend: "wasm" as const };
+        const model = await gptoss.RemoteModel.load("/package", settings);
+        let longest = 0;
+        let before = performance.now();
+        const timer = setInterval(() => {
+          const now = performance.now();
+          [longest, before] = [Math.max(longest, now - before), now];
+        }, 5);
+        const talk = model.conversation({ system: { date }, analysis: true });
+        const reply = talk.send(question[0].content);
+        const events: ChatEvent[] = [];
+        for await (const event of reply) events.push(event);
+        clearInterval(timer);
+        const control = new AbortController();
+        const cut = talk.send("again", { signal: control.signal });
+        let pieces = 0;
+        for await (const _ of cut) if (++pieces === 2) control.abort();
+        const left = model.generate([1, 2, 3], { stopIds: [] });
+        for await (const _ of left) break;
+        const whole = await model.chat(question, { system: { date } }).text();
+        const ended = [reply.finishReason, cut.finishReason, left.finishReason];
+        await model.dispose();
+        const after = await model.chat(question).text().catch((error: Error) => error.name);
+        return { events, pieces, ended, whole, messages: talk.messages.length, after };
+      },
+      { question: QUESTION, date },
+    );
+    const said = (channel: string) =>
+      found.events.filter((e) => e.channel === channel).map((e) => e.text).join("");
+    expect(said("final")).toBe(ANSWER);
+    expect(said("analysis")).toBe("Look up os.path.join.");
+    expect(found.ended).toEqual(["stop", "cancelled", "cancelled"]);
+    expect(found.whole).toBe(ANSWER);
+    expect(found.pieces).toBeLessThan(20);
+    expect(found.messages).toBe(4);
+    expect(found.after).toBe("UserError");
+  });
+
+  const manifest = (change: (content: Record<string, any>) => void): string => {
+    const content = JSON.parse(readFileSync(`${WEB_PACKAGE}/manifest.json`, "utf8"));
+    change(content);
+    return JSON.stringify(content);
+  };
+  const corrupted = () => {
+    const bytes = readFileSync(`${WEB_PACKAGE}/${SHARD}`);
+    bytes[bytes.length >> 1] ^= 1;
+    return bytes;
+  };
+  test.each([
+    ["a corrupted shard", SHARD, corrupted, /its bytes changed: the SHA-256 is not the manifest's/],
+    ["a shard cut short", SHARD, () => corrupted().subarray(1), /\d+ bytes instead of \d+/],
+    ["a missing shard", SHARD, () => 404, /404 Not Found: the package there is not complete/],
+    ["no package", "manifest.json", () => 404, /404 Not Found: there is no package at this/],
+    ["no server", "manifest.json", () => null, /cannot be fetched \(.*\): is the server up/],
+    ["a page for a manifest", "manifest.json", () => "<p>", /cannot be read as JSON/],
+    ["an old format", "manifest.json", () => manifest((m) => (m.format = 0)), /format 0 is not/],
+    [
+      "a runtime too old",
+      "manifest.json",
+      () => manifest((m) => (m.min_runtime = "9.1")),
+      /needs onnxruntime 9\.1 or newer, this is onnxruntime-web 1\./,
+    ],
+  ])("%s says so in one line", async (_, name, fault, message) => {
+    page = await openPage(browser, site);
+    const load = () =>
+      page.evaluate(
+        () =>
+          gptoss.GptOss.load("/package", { ...options, backend: "wasm" }).then(
+            () => ({ name: "none", message: "it loaded" }),
+            (error: Error) => ({ name: error.name, message: error.message }),
+          ),
+      );
+    site.faults.set(name, fault());
+    const error = await load();
+    expect(error.message).toMatch(message);
+    expect(error.name).toBe("UserError");
+    expect(error.message).not.toContain("\n");
+    // Nothing bad was kept.
+    site.faults.clear();
+    expect((await load()).message).toBe("it loaded");
+  });
+
+  test("the page without a build step answers", async () => {
+    page = await openPage(browser, site);
+    const query = `package=${site.url}/package/`;
+    await page.goto(`${site.url}/runtimes/javascript/examples/page/?${query}`);
+    await page.waitForFunction(() => !document.querySelector("button")?.disabled);
+    expect(await page.textContent("#status")).toContain("ready on wasm");
+    await page.click("button");
+    await page.waitForFunction(
+      (answer) => document.querySelector("#answer")?.textContent === answer,
+      ANSWER,
+    );
+  });
+});
