@@ -32,7 +32,7 @@ def operators(folder: Path) -> Counter[str]:
     import onnx_ir as ir
 
     model = ir.load(folder / Package.open(folder).manifest.graph)
-    return Counter(node.op_type for node in model.graph)
+    return Counter(node.op_type for node in model.graph.all_nodes())
 
 
 def _kernels(folder: Path) -> list[str]:
@@ -43,7 +43,7 @@ def _kernels(folder: Path) -> list[str]:
 
     manifest = Package.open(folder).manifest
     target = get_target(manifest.target)
-    nodes = ir.load(folder / manifest.graph).graph
+    nodes = ir.load(folder / manifest.graph).graph.all_nodes()
     found = ((node.name or node.op_type, refusal(node, target)) for node in nodes)
     return [f"{manifest.graph}: {name}: {why}" for name, why in found if why]
 

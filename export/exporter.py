@@ -85,6 +85,12 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         raise UserError(
             f"{target.name} has no preset {quantization.name}; it has {', '.join(target.presets)}"
         )
+    for key, form in quantization.formats.items():
+        if key.endswith("experts") and form.kind != "int" and str(form) not in target.presets:
+            raise UserError(
+                f"{key}={form}: {target.name} has no such experts; it has int4 and int8, and int8 "
+                "holds MXFP4 exactly"
+            )
     if options.link and (quantization.of("experts").kind, checkpoint.expert_format) != (
         "mxfp4",
         "mxfp4",
@@ -215,6 +221,7 @@ def _manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]
         "inputs": [_described(value) for value in graph.inputs],
         "outputs": [_described(value) for value in graph.outputs],
         "logits": "all" if options.all_logits else "last",
+        "padded_batches": options.target.padded_batches,
         "context_length": spec.max_position_embeddings,
         "vocab_size": spec.vocab_size,
         "kv": {
@@ -228,7 +235,7 @@ def _manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]
         "tokenizer": tokenizer,
         "links": links,
         "session": {
-            "providers": [options.target.provider],
+            "providers": options.target.providers,
             "config": dict(options.target.session_config),
         },
         "versions": {p: version(p) for p in ("onnx", "onnx-ir", "onnxruntime", "torch")},

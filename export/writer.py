@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.weights import StreamedTensor
+from graph_passes.weights import Part, StreamedTensor
 from runtimes.errors import UserError
 
 EMBEDDED_BYTES = 1024  # smaller tensors stay in model.onnx: shapes and axes must be there
@@ -60,6 +60,9 @@ class DataWriter:
         if origin is not None and origin.file in self.link:
             self.progress(tensor.nbytes)
             location, offset = self.link[origin.file], origin.offset
+        elif isinstance(tensor, Part):
+            location, start = files.append_once(tensor.whole)
+            offset = start + tensor.index * tensor.nbytes
         else:
             location, offset = files.append(tensor)
         return ir.ExternalTensor(
@@ -80,6 +83,7 @@ class _DataFiles:
         self._writer = writer
         self._file: BinaryIO | None = None
         self._count = 0
+        self._written: dict[int, tuple[ir.TensorProtocol, str, int]] = {}
 
     def __enter__(self) -> _DataFiles:
         return self
@@ -110,6 +114,12 @@ class _DataFiles:
             raise AssertionError(f"{tensor.name}: {self._size - offset} of {tensor.nbytes} bytes")
         return self._name, offset
 
+    def append_once(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
+        """As `append`; a tensor that was written already is where it is."""
+        if id(tensor) not in self._written:
+            self._written[id(tensor)] = (tensor, *self.append(tensor))
+        return self._written[id(tensor)][1:]
+
     def _next(self) -> None:
         suffix = f".{self._count}" if self._count else ""
         self._name, self._size, self._digest = self._writer.name + suffix, 0, hashlib.sha256()
@@ -137,7 +147,7 @@ class _DataFiles:
 def _in_order_of_use(graph: ir.Graph) -> list[ir.Value]:
     """Initializers in the order nodes first read them, so that a run reads the file forward."""
     ordered: dict[str, ir.Value] = {}
-    for node in graph:
+    for node in graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.is_initializer():
                 ordered.setdefault(str(value.name), value)

@@ -5,7 +5,7 @@
         attention_mask, past...)                            cos, sin, head_sink)
 
 The kernel wants lengths, not a mask: tokens so far less one (seqlens_k), slots (total), and how
-many of the new slots are tokens (query_seqlens: right-padded chunks of a batch).
+many of the new slots are tokens (query_seqlens: right-padded chunks of a batch; since 1.32).
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ INT32, INT64, FLOAT, BOOL = (
 
 @dataclass(frozen=True)
 class LowerAttention:
-    """`windowed_kv`: a sliding layer's cache holds its window, not the whole sequence."""
+    """`windowed_kv`: a sliding layer's cache holds its window, not the whole sequence.
+
+    `query_seqlens`: the kernel reads that input; without it all rows get the same tokens at once.
+    """
 
     quantization: Quantization
     windowed_kv: bool
     rounding: Rounding = SEARCH
+    query_seqlens: bool = True
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -70,7 +74,9 @@ class LowerAttention:
                 for value in (past_key, past_value, *node.outputs[1:]):
                     _rename_slots(value, "window")
         inputs = [packed, None, None, past_key, past_value, lengths.tokens, lengths.total]
-        inputs += [cos, sin, None, bias, sinks, None, None, None, None, lengths.new_tokens]
+        inputs += [cos, sin, None, bias, sinks]
+        if self.query_seqlens:
+            inputs += [None] * 4 + [lengths.new_tokens]
         attention = ir.node(
             "GroupQueryAttention",
             inputs,

@@ -23,6 +23,7 @@ from graph_passes.quantize_embedding import QuantizeEmbedding
 from graph_passes.quantize_kv import QuantizeKv
 from graph_passes.quantize_linears import QuantizeLinears
 from graph_passes.rounding import Rounding
+from graph_passes.route_experts import RouteExperts
 from graph_passes.step import PassError, Step, rules
 from graph_passes.verify_target import VerifyTarget
 from runtimes.target import Target
@@ -55,9 +56,19 @@ def recipe(
         Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
-        Step("lower attention", LowerAttention(quantization, windowed_kv, rounding), layers),
-        Step("lower MoE", LowerMoE(quantization, rounding), layers),
+        Step(
+            "lower attention",
+            LowerAttention(quantization, windowed_kv, rounding, target.padded_batches),
+            layers,
+        ),
     ]
+    routed = 0
+    if target.routed_experts:  # float experts stay in one operator
+        forms = (quantization.of("experts", layer) for layer in range(layers))
+        routed = sum(form.kind == "int" for form in forms)
+        steps.append(Step("route experts", RouteExperts(quantization, rounding), routed))
+    level = target.has_attribute("com.microsoft", "QMoE", "accuracy_level")
+    steps.append(Step("lower MoE", LowerMoE(quantization, rounding, level), layers - routed))
     if kv_max is not None:
         steps.append(Step("quantize KV", QuantizeKv(kv_max), layers))
     if not all_logits:  # needs the lengths that attention put into the graph

@@ -20,10 +20,11 @@ class VerifyTarget:
         opset = model.opset_imports.get("", 0)
         if opset != self.target.opset:
             raise PassError(f"opset {opset} on {self.target.name}: {self.target.opset} is promised")
-        for node in model.graph:
+        nodes = list(model.graph.all_nodes())  # those of branches too
+        for node in nodes:
             if (why := refusal(node, self.target)) is not None:
                 raise PassError(f"{node.name or node.op_type}: {why}")
-        return sum(1 for _ in model.graph)
+        return len(nodes)
 
 
 def refusal(node: ir.Node, target: Target) -> str | None:

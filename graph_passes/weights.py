@@ -106,6 +106,23 @@ class ExpertWeight(StreamedTensor):
         )
 
 
+class Part(StreamedTensor):
+    """Item `index` along the first axis of `whole`, which a package stores once for all its parts.
+
+    `shape` is another view of the same elements.
+    """
+
+    def __init__(
+        self, whole: StreamedTensor, index: int, shape: Sequence[int] | None = None
+    ) -> None:
+        self.whole, self.index = whole, index
+
+        def item() -> Iterator[Array]:
+            yield whole.numpy()[index]
+
+        super().__init__(item, whole.dtype, shape or whole.shape.numpy()[1:])
+
+
 def concatenated(weights: Sequence[ir.TensorProtocol | None]) -> FloatWeight:
     """The rows of several float weights as one weight."""
     sources: list[TensorSource] = []

@@ -154,8 +154,9 @@ def generate_batch(
 ) -> list[Result]:
     """Reply to several prompts at once, each as it would be alone; `options` may be one for each.
 
-    Prompts are prefilled and decoded together, finished ones idle. The room for replies is what
-    the longest prompt leaves, and the first options' `chunk` holds for all.
+    Prompts are prefilled and decoded together, finished ones idle; where the package has no padded
+    batches, one after the other. The room for replies is what the longest prompt leaves, and the
+    first options' `chunk` holds for all.
     """
     if not prompts:
         return []
@@ -164,10 +165,11 @@ def generate_batch(
     if len(each) != len(prompts):
         raise UserError(f"{len(each)} options for {len(prompts)} prompts: one for each, or one")
     room = _room(package.manifest.context_length, prompts)
-    session = Session(package, batch=len(prompts))
     rows = [_Row(package, *pair, room) for pair in zip(prompts, each, strict=True)]
-    for _ in _steps(session, rows, each[0].chunk, cancel):
-        pass
+    for batch in [rows] if package.manifest.padded_batches else [[row] for row in rows]:
+        session = Session(package, batch=len(batch))
+        for _ in _steps(session, batch, each[0].chunk, cancel):
+            pass
     return [Result(row.tokens, row.finish_reason or "cancelled", row.usage) for row in rows]
 
 

@@ -61,6 +61,8 @@ class Manifest:
     vocab_size: int
     kv: KvLayout
     files: Mapping[str, FileEntry]
+    # Whether rows of a batch may get different numbers of tokens at once.
+    padded_batches: bool = True
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, str] = field(default_factory=dict)  # group of tensors to format
@@ -297,9 +299,12 @@ class Package:
         options = onnxruntime.SessionOptions()
         settings = {k: v for k, v in self.manifest.session.items() if v is not None}
         default = settings.pop("providers", ["CPUExecutionProvider"])
-        providers = list(self._providers or default)
-        # ONNX Runtime itself would warn and run on the CPU.
-        if absent := set(providers) - set(onnxruntime.get_available_providers()):
+        available = onnxruntime.get_available_providers()
+        # The manifest's are in order of preference, what the caller names must be there: ONNX
+        # Runtime itself would warn and run on the CPU.
+        preferred = [name for name in default if name in available] or default
+        providers = list(self._providers or preferred)
+        if absent := set(providers) - set(available):
             raise UserError(
                 f"{self.folder}: this onnxruntime has no {', '.join(sorted(absent))}; "
                 f"it has {', '.join(onnxruntime.get_available_providers())}"

@@ -145,6 +145,11 @@ class Session:
         fails or is terminated, what is left is the longest intact prefix (`length`).
         """
         size = max(map(len, rows))
+        if not self.package.manifest.padded_batches and min(map(len, rows)) < size:
+            raise UserError(
+                f"{self.package.folder}: a package for {self.package.manifest.target} takes the "
+                "same number of tokens for every row of a batch: use a session for each sequence"
+            )
         end = self._slots + size
         if end > self.max_length:
             raise UserError(

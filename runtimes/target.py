@@ -15,6 +15,7 @@ from typing import Any
 
 from runtimes.errors import UserError
 
+QUERY_SEQLENS = 16  # the place of GroupQueryAttention's lengths of right-padded rows
 Attribute = frozenset[Any] | None  # the values a kernel takes; None is any
 
 
@@ -55,6 +56,9 @@ class Target:
     kv_dtypes: tuple[str, ...] = ("float32",)  # element types its attention keeps a KV cache in
     max_data_bytes: int | None = None  # largest data file its loader takes
     session_config: Mapping[str, str] = field(default_factory=dict)
+    fallback: str | None = None  # provider of nodes that `provider` has no kernel for
+    # Why packed experts run there as routed MatMulNBits of stock operators; None where in QMoE.
+    routed_experts: str | None = None
     # x86 processor features without which a format of experts runs, but far too slowly to use.
     wanted_features: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +71,26 @@ class Target:
             return f"{op} on {self.name}: no kernel"
         why = kernel.refusal(attributes, inputs)
         return None if why is None else f"{op} on {self.name}: {why}"
+
+    def has_attribute(self, domain: str, op: str, name: str) -> bool:
+        """Whether its kernel of that operator knows an attribute."""
+        kernel = self.kernels.get((domain, op))
+        return kernel is not None and name in kernel.attributes
+
+    def reads_input(self, domain: str, op: str, place: int) -> bool:
+        """Whether its kernel of that operator reads input number `place`."""
+        kernel = self.kernels.get((domain, op))
+        return kernel is not None and place < kernel.inputs
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers, the first choice first."""
+        return [self.provider, *([self.fallback] if self.fallback else [])]
+
+    @property
+    def padded_batches(self) -> bool:
+        """Whether rows of a batch may get different numbers of tokens at once (GQA's input 16)."""
+        return self.reads_input("com.microsoft", "GroupQueryAttention", QUERY_SEQLENS)
 
     def slow_here(self, experts: str) -> str | None:
         """Why experts of that format are slow on this machine, and what to do; None if not."""
@@ -101,13 +125,15 @@ def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": target.name,
         "runs_on": target.description,
-        "provider": target.provider,
+        "provider": target.providers,
         "min_runtime": target.min_runtime,
         "presets": list(target.presets),
         "kv": list(target.kv_dtypes),
+        "experts": "routed" if target.routed_experts else "QMoE",
         "verified": target.verified,
     }
     if kernels:
+        row["routed_experts"] = target.routed_experts
         row["kernels"] = [
             f"{domain or 'ai.onnx'}::{op} {'/'.join(sorted(kernel.dtypes)).lower()}"
             for (domain, op), kernel in sorted(target.kernels.items())

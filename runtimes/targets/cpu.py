@@ -6,22 +6,16 @@ query_seqlens are new in 1.32, so that is the oldest runtime.
 
 from __future__ import annotations
 
+from runtimes.kernels import (
+    BLOCKS,
+    FLOAT,
+    GATHER_BLOCK_QUANTIZED,
+    MATMUL_NBITS,
+    NORM,
+    STANDARD,
+    SWIGLU,
+)
 from runtimes.target import Kernel, Target
-
-_FLOAT = frozenset({"FLOAT"})
-_INDEX = frozenset({"INT64", "INT32"})
-_ANY = _FLOAT | _INDEX | {"BOOL"}
-_BLOCKS = frozenset({16, 32, 64, 128, 256})
-_SWIGLU = {
-    "k": None,
-    "normalize_routing_weights": frozenset({1}),
-    "activation_type": frozenset({"swiglu"}),
-    "activation_alpha": None,
-    "activation_beta": None,
-    "swiglu_limit": None,
-    "swiglu_fusion": frozenset({1}),
-}
-_NORM = {"epsilon": None, "axis": None, "stash_type": frozenset({1})}
 
 TARGET = Target(
     name="cpu",
@@ -37,8 +31,9 @@ TARGET = Target(
     verified="x86-64: kernel table, numerics and generation on ONNX Runtime 1.32; "
     "arm64: not measured",
     kernels={
+        **STANDARD,
         ("com.microsoft", "GroupQueryAttention"): Kernel(
-            _FLOAT,
+            FLOAT,
             {
                 "num_heads": None,
                 "kv_num_heads": None,
@@ -53,57 +48,21 @@ TARGET = Target(
             inputs=17,
         ),
         ("com.microsoft", "QMoE"): Kernel(
-            _FLOAT,
-            _SWIGLU
+            FLOAT,
+            SWIGLU
             | {
                 "quant_type": frozenset({"int", "fp4"}),
                 "expert_weight_bits": frozenset({4, 8}),
-                "block_size": _BLOCKS,
+                "block_size": BLOCKS,
                 "weights_prepacked": frozenset({0, 1}),
                 "accuracy_level": frozenset({4}),
             },
             inputs=17,
         ),
-        ("com.microsoft", "MoE"): Kernel(_FLOAT, _SWIGLU, inputs=6),
-        ("com.microsoft", "MatMulNBits"): Kernel(
-            _FLOAT,
-            {
-                "N": None,
-                "K": None,
-                "bits": frozenset({4, 8}),
-                "block_size": _BLOCKS,
-                "accuracy_level": frozenset({4}),
-            },
-            inputs=6,
-        ),
-        ("com.microsoft", "GatherBlockQuantized"): Kernel(
-            _FLOAT | {"UINT8"},
-            {
-                "bits": frozenset({4, 8}),
-                "block_size": _BLOCKS,
-                "gather_axis": frozenset({0}),
-                "quantize_axis": frozenset({1}),
-            },
-            inputs=3,
-        ),
-        ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(_FLOAT, _NORM, inputs=4),
-        ("", "SimplifiedLayerNormalization"): Kernel(_FLOAT, _NORM),
-        ("", "MatMul"): Kernel(_FLOAT),
-        ("", "Add"): Kernel(_FLOAT | _INDEX),
-        ("", "Sub"): Kernel(_FLOAT | _INDEX),
-        ("", "Max"): Kernel(_FLOAT | _INDEX),
-        ("", "Less"): Kernel(_ANY),
-        ("", "Or"): Kernel(frozenset({"BOOL"})),
-        ("", "Where"): Kernel(_ANY),
-        ("", "Range"): Kernel(_INDEX),
-        ("", "Gather"): Kernel(_ANY, {"axis": None}),
-        ("", "GatherND"): Kernel(_ANY, {"batch_dims": None}),
-        ("", "Reshape"): Kernel(_ANY),
-        ("", "Unsqueeze"): Kernel(_ANY),
-        ("", "Slice"): Kernel(_ANY),
-        ("", "Shape"): Kernel(_ANY, {"start": None, "end": None}),
-        ("", "Squeeze"): Kernel(_ANY),
-        ("", "Cast"): Kernel(_ANY, {"to": None}),
-        ("", "ReduceSum"): Kernel(_INDEX, {"keepdims": None}),
+        ("com.microsoft", "MoE"): Kernel(FLOAT, SWIGLU, inputs=6),
+        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}),
+        ("com.microsoft", "MatMulNBits"): MATMUL_NBITS,
+        ("com.microsoft", "GatherBlockQuantized"): GATHER_BLOCK_QUANTIZED,
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },
 )

@@ -17,7 +17,7 @@ from export.exporter import Options, plan
 from export.synthetic import synthesize
 from export.writer import EMBEDDED_BYTES, DataWriter
 from graph_passes.quantization import Quantization
-from graph_passes.weights import StreamedTensor
+from graph_passes.weights import Part, StreamedTensor
 from runtimes.errors import UserError
 from runtimes.target import get_target
 
@@ -145,3 +145,26 @@ def test_a_stream_that_ends_early_is_an_error(
     monkeypatch.setattr(tensor, "chunks", lambda: iter([np.zeros(3, np.uint8)]))
     with pytest.raises(AssertionError, match=f"{tensor.name}: 3 of"):
         DataWriter(tmp_path, NAME).write(model.graph)
+
+
+def test_parts_lie_in_their_whole_which_is_written_once(tmp_path: Path) -> None:
+    """In branches too: that is where they are read."""
+    array = np.random.default_rng(0).standard_normal((3, 16, 32), np.float32)
+    whole = StreamedTensor(lambda: iter(array), ir.DataType.FLOAT, array.shape)
+    parts = [ir.Value(name=f"part.{i}", const_value=Part(whole, i, (32, 16))) for i in range(3)]
+    branches = [
+        ir.Graph([], node.outputs, nodes=[node])
+        for node in (ir.node("Identity", [parts[1]]), ir.node("Add", [parts[0], parts[2]]))
+    ]
+    chosen = ir.Value(name="chosen")
+    names = dict(zip(("then_branch", "else_branch"), branches, strict=True))
+    choice = ir.node("If", [chosen], names)
+    graph = ir.Graph([chosen], choice.outputs, nodes=[choice], initializers=parts)
+    counts = list[int]()
+    DataWriter(tmp_path, NAME, progress=counts.append).write(graph)
+    for index, part in enumerate(parts):
+        tensor = part.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        assert (tensor.location, tensor.offset) == (NAME, index * array[0].nbytes)
+        np.testing.assert_array_equal(tensor.numpy(), array[index].reshape(32, 16))
+    assert (tmp_path / NAME).stat().st_size == sum(counts) == array.nbytes

@@ -13,10 +13,10 @@ from graph_passes.pipeline import lower, recipe
 from graph_passes.quantization import PRESETS, Quantization
 from graph_passes.rounding import SEARCH
 from graph_passes.step import PassError, Step
-from runtimes.target import Kernel, get_target
+from runtimes.target import Kernel, Target, get_target
 from tests.graph_passes.conftest import LAYERS, nodes, ops
 
-CPU = get_target("cpu")
+CPU, NODE, WEB = map(get_target, ("cpu", "node", "web"))
 # What is the same whatever the preset: lengths once, norms and attention a layer.
 COMMON = {
     "GroupQueryAttention": LAYERS,
@@ -41,9 +41,22 @@ PACKED = {
 }
 
 
-def steps(spec: GptOssSpec, preset: str = "fp32", *, all_logits: bool = True) -> list[Step]:
-    quantization = Quantization.parse(preset)
-    return recipe(spec, CPU, quantization, SEARCH, windowed_kv=True, all_logits=all_logits)
+def steps(
+    spec: GptOssSpec,
+    preset: str = "fp32",
+    *,
+    target: Target = CPU,
+    windowed_kv: bool = True,
+    all_logits: bool = True,
+) -> list[Step]:
+    return recipe(
+        spec,
+        target,
+        Quantization.parse(preset),
+        SEARCH,
+        windowed_kv=windowed_kv,
+        all_logits=all_logits,
+    )
 
 
 @pytest.mark.parametrize("all_logits", [True, False])
@@ -118,3 +131,35 @@ def test_a_function_that_is_left_is_refused(model: ir.Model, spec: GptOssSpec) -
     wanted = [step for step in steps(spec) if step.name != "lower MoE"]
     with pytest.raises(PassError, match=r"functions are left: .*MoE"):
         lower(model, wanted, target)
+
+
+EXPERTS = 4
+
+
+@pytest.mark.parametrize("preset", ["fp32", "int8", "int4"])
+def test_a_target_of_1_30_gets_nothing_newer(
+    model: ir.Model, spec: GptOssSpec, preset: str
+) -> None:
+    lower(model, steps(spec, preset, target=NODE), NODE)
+    assert {len(node.inputs) for node in nodes(model, "GroupQueryAttention")} == {12}
+    found = ops(model)
+    if preset == "fp32":
+        assert (found["MoE"], found["If"]) == (LAYERS, 0)
+    else:
+        assert (found["QMoE"], found["If"]) == (0, LAYERS * EXPERTS)
+    assert found["Cast"] == COMMON["Cast"] - 1 + (LAYERS if found["If"] else 0)  # no query_seqlens
+
+
+def test_experts_stay_fused_where_that_is_fast(model: ir.Model, spec: GptOssSpec) -> None:
+    lower(model, steps(spec, "int4", target=WEB, windowed_kv=False), WEB)
+    found = nodes(model, "QMoE")
+    assert len(found) == LAYERS
+    assert all("accuracy_level" not in node.attributes for node in found)
+    assert {len(node.inputs) for node in nodes(model, "GroupQueryAttention")} == {12}
+
+
+def test_counts_of_routed_layers_are_the_formats(spec: GptOssSpec) -> None:
+    quantization = Quantization.parse("int4", ["layers.1.experts=fp32"])
+    made = recipe(spec, NODE, quantization, SEARCH, windowed_kv=True, all_logits=False)
+    wanted = [(s.name, s.expected) for s in made if "experts" in s.name or "MoE" in s.name]
+    assert wanted == [("route experts", 2), ("lower MoE", 1)]

@@ -7,7 +7,7 @@ import pytest
 
 from graph_passes.step import PassError
 from graph_passes.verify_target import VerifyTarget
-from runtimes.target import Kernel, Target
+from runtimes.target import Kernel, Target, get_target
 
 TARGET = Target(
     name="probe",
@@ -21,6 +21,9 @@ TARGET = Target(
         ("", "MatMul"): Kernel(frozenset({"FLOAT"})),
         ("", "Cast"): Kernel(frozenset({"FLOAT", "INT64"}), {"to": None}),
         ("", "Gather"): Kernel(frozenset({"FLOAT"}), {"axis": frozenset({0})}, inputs=2),
+        ("", "If"): Kernel(
+            frozenset({"BOOL", "FLOAT"}), {"then_branch": None, "else_branch": None}
+        ),
     },
 )
 
@@ -31,11 +34,17 @@ def verify(*nodes: ir.Node, opset: int = 21) -> int:
     return VerifyTarget(TARGET)(ir.Model(graph, ir_version=10))
 
 
+def choice(*branch: ir.Node) -> ir.Node:
+    graphs = [ir.Graph([], branch[-1].outputs, nodes=branch), ir.Graph([], [], nodes=[])]
+    branches = dict(zip(("then_branch", "else_branch"), graphs, strict=True))
+    return ir.node("If", [value("BOOL")], branches, outputs=[value()])
+
+
 def value(dtype: str | None = "FLOAT") -> ir.Value:
     return ir.Value(name="x", type=ir.TensorType(ir.DataType[dtype]) if dtype else None)
 
 
-def node(op: str, inputs: int = 2, dtype: str | None = "FLOAT", **attributes: int) -> ir.Node:
+def node(op: str, inputs: int = 2, dtype: str | None = "FLOAT", **attributes: object) -> ir.Node:
     domain, _, name = op.rpartition("::")
     values = [value(dtype) for _ in range(inputs)]
     return ir.node(name, values, attributes, domain=domain, outputs=[value(dtype)])
@@ -76,3 +85,36 @@ def test_an_output_of_another_type_is_refused() -> None:
 def test_another_opset_is_refused(opset: int) -> None:
     with pytest.raises(PassError, match=f"opset {opset} on probe: 21 is promised"):
         verify(node("MatMul"), opset=opset)
+
+
+def test_nodes_of_branches_are_looked_at() -> None:
+    assert verify(choice(node("MatMul"), node("MatMul"))) == 3
+    with pytest.raises(PassError, match="Conv on probe: no kernel"):
+        verify(choice(node("MatMul"), node("Conv")))
+
+
+GQA = "GroupQueryAttention"
+NEWER = {  # than ONNX Runtime 1.30, or refused by WebGPU
+    "accuracy_level": ("node", "QMoE", 8, {"accuracy_level": 4}, "attribute accuracy_level is not"),
+    "fp4": ("node", "QMoE", 8, {"quant_type": "fp4"}, r"quant_type=fp4 is not one of \['int'\]"),
+    "query_seqlens": ("node", GQA, 17, {}, "17 inputs where its kernel reads 16"),
+    "query_seqlens on web": ("web", GQA, 17, {}, "17 inputs where its kernel reads 16"),
+    "window": (
+        "web",
+        GQA,
+        12,
+        {"sliding_window_cache": 1},
+        "attribute sliding_window_cache is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_a_runtime_does_not_know_yet_is_refused(case: str) -> None:
+    name, op, inputs, attributes, why = NEWER[case]
+    graph = ir.Graph([], [], nodes=[node(f"com.microsoft::{op}", inputs, **attributes)])
+    graph.opset_imports[""] = 21
+    model = ir.Model(graph, ir_version=10)
+    assert VerifyTarget(get_target("cpu"))(model) == 1
+    with pytest.raises(PassError, match=f"{op} on {name}: {why}"):
+        VerifyTarget(get_target(name))(model)

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def test_a_batch_equals_each_alone(package: Package, model: TinyModel, prompt: P
         assert result.ids == model.greedy(ids, count)
         assert result.finish_reason == "length"
         assert (result.usage.prompt_tokens, result.usage.new_tokens) == (len(ids), count)
+
+
+def test_a_batch_without_padding_is_one_after_the_other(package: Package, prompt: Prompt) -> None:
+    even = Package(package.folder, replace(package.manifest, padded_batches=False))
+    prompts = [prompt(n, seed) for seed, n in enumerate((40, 3, 17))]
+    several = [options(n) for n in (5, 9, 1)]
+    alone = [list(generate(Session(package), p, o)) for p, o in zip(prompts, several, strict=True)]
+    assert [result.ids for result in generate_batch(even, prompts, several)] == alone
 
 
 def test_finished_rows_idle(

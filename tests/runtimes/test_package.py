@@ -195,6 +195,14 @@ def test_a_provider_that_is_absent_is_refused(copy: Path) -> None:
         _ = Package.open(copy, providers=["FastExecutionProvider"]).graph
 
 
+def test_a_manifests_providers_are_a_preference(copy: Path) -> None:
+    edit(copy, session={"providers": ["FastExecutionProvider", "CPUExecutionProvider"]})
+    assert Package.open(copy).graph.get_providers() == ["CPUExecutionProvider"]
+    edit(copy, session={"providers": ["FastExecutionProvider"]})
+    with pytest.raises(UserError, match=r"no FastExecutionProvider; it has .*CPUExecution"):
+        _ = Package.open(copy).graph
+
+
 def test_a_graph_that_does_not_load_is_one_line(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"not a graph")
     write_manifest(copy, json.loads((copy / MANIFEST).read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -300,3 +301,14 @@ def test_limits(package: Package, prompt: Prompt) -> None:
         Session(package, batch=2).rewind(0)
     with pytest.raises(ValueError, match="cannot rewind to 21"):
         session.rewind(21)
+
+
+def test_rows_of_different_lengths_need_padded_batches(package: Package, prompt: Prompt) -> None:
+    even = Package(package.folder, dataclasses.replace(package.manifest, padded_batches=False))
+    session = Session(even, batch=2)
+    ids = prompt(8)
+    logits = session.feed([ids, ids])
+    np.testing.assert_array_equal(logits[0], logits[1])
+    with pytest.raises(UserError, match=r"same number of tokens for every row.* session for each"):
+        session.feed([ids, ids[:3]])
+    assert session.length == 8

@@ -42,7 +42,7 @@ def test_an_unknown_target_names_those_there_are() -> None:
 def test_described(name: str) -> None:
     target = get_target(name)
     row = describe(target)
-    assert (row["name"], row["provider"]) == (name, target.provider)
+    assert (row["name"], row["provider"]) == (name, target.providers)
     assert row["presets"] == list(target.presets)
     assert "kernels" not in row
     listed = describe(target, kernels=True)["kernels"]
