@@ -4,6 +4,7 @@ TARGET ?= cpu
 QUANT ?= int4
 NAME = $(notdir $(patsubst %/,%,$(MODEL)))
 OUT ?= build/$(NAME)-$(TARGET)-$(QUANT)
+CALIBRATE ?=
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -16,7 +17,8 @@ export: $(OUT)/manifest.json
 
 # A package is made again when the code, the recipe or a local checkpoint is newer than it.
 $(OUT)/manifest.json: $(DEV) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json)
-	$(BIN)/gptoss export $(MODEL) --target $(TARGET) --quant $(QUANT) --output $(OUT) --force
+	$(BIN)/gptoss export $(MODEL) --target $(TARGET) --quant $(QUANT) \
+		$(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(OUT) --force
 
 chat: export
 	$(BIN)/gptoss chat $(OUT)
