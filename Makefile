@@ -11,7 +11,9 @@ BIN = $(VENV)/bin
 DEV = $(VENV)/.dev
 SOURCES = $(shell find export graph_passes runtimes evaluation -name '*.py') cli.py
 
-.PHONY: export test chat bench lint verify eval clean
+JS = runtimes/javascript
+
+.PHONY: export test test-js chat bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
@@ -34,6 +36,17 @@ eval: export
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@if command -v npm >/dev/null; then $(MAKE) test-js; else echo "no Node here: test-js is left out"; fi
+
+# The JavaScript runtime, on the demo's packages for Node and for browsers.
+test-js: $(JS)/node_modules/.package-lock.json
+	$(MAKE) export MODEL=demo TARGET=node QUANT=int4 OUT=build/demo-node-int4
+	$(MAKE) export MODEL=demo TARGET=web QUANT=int4 OUT=build/demo-web-int4
+	cd $(JS) && npm run --silent build && npm run --silent typecheck && npm test --silent
+
+$(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
+	cd $(JS) && npm ci
+	touch $@
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

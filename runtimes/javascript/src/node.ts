@@ -7,10 +7,11 @@ import { fileURLToPath } from "node:url";
 
 import type { InferenceSession } from "onnxruntime-common";
 
-import { type Backend, HostKv } from "./backend.js";
+import { type Backend, type Graph, HostKv } from "./backend.js";
 import { UserError, firstLine } from "./errors.js";
 import { type Manifest, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
+import { type Ort, openGraph } from "./node_graph.js";
 
 export * from "./public.js";
 
@@ -46,7 +47,7 @@ export class GptOss extends Model {
     const config = await readOptional(join(root, "config.json"));
     const generationConfig = await readOptional(join(root, "generation_config.json"));
     onProgress?.({ stage: "prepare", loaded: 0, total: 0 });
-    const graph = await openGraph(ort, root, manifest, threads);
+    const graph = await load(ort, root, manifest, threads);
     const backend: Backend = {
       name: "cpu",
       graph,
@@ -59,8 +60,6 @@ export class GptOss extends Model {
     return new GptOss(manifest, { tokenizer, config, generationConfig }, backend);
   }
 }
-
-type Ort = typeof import("onnxruntime-common");
 
 async function importRuntime(): Promise<Ort> {
   try {
@@ -128,12 +127,12 @@ async function checkHashes(
   }
 }
 
-async function openGraph(
+async function load(
   ort: Ort,
   root: string,
   manifest: Manifest,
   threads?: number,
-): Promise<InferenceSession> {
+): Promise<Graph> {
   const { intra_op_num_threads: wanted, config } = manifest.session;
   const options: InferenceSession.SessionOptions = {
     executionProviders: ["cpu"],
@@ -144,7 +143,7 @@ async function openGraph(
   if (options.intraOpNumThreads === undefined) delete options.intraOpNumThreads;
   try {
     // By path, so that weights stay mapped from the package's files.
-    return await ort.InferenceSession.create(join(root, manifest.graph), options);
+    return await openGraph(ort, join(root, manifest.graph), options);
   } catch (error) {
     throw new UserError(`${root}: ONNX Runtime cannot load the graph: ${firstLine(error)}`);
   }

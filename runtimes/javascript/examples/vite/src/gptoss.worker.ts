@@ -1,0 +1,1 @@
+import "gptoss-onnx/worker";

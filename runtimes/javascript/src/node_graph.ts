@@ -1,0 +1,113 @@
+/**
+ * Runs of onnxruntime-node that write into the caller's tensors and copy nothing.
+ *
+ * 1.30 fills an output tensor it is given, then makes a JavaScript copy of it all the same: at 4,096
+ * tokens that took three times as long as the demo's whole decode step. The copies are made one by
+ * one behind the run, each ending in a call of the `Tensor` class that the binding was handed when
+ * it was set up. So it is handed one here that ends them at the first, the smallest. Where that
+ * cannot be done (another release; somebody set the binding up before), runs go the public way,
+ * with the same results.
+ */
+import { createRequire } from "node:module";
+
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+
+import type { Graph } from "./backend.js";
+
+export type Ort = typeof import("onnxruntime-common");
+type Tensors = Record<string, Tensor | null>;
+
+/** What `onnxruntime-node/dist/binding.js` of 1.30 holds. */
+interface Internals {
+  binding: {
+    initOrtOnce(logLevel: number, tensor: unknown, isMainThread: boolean): void;
+    InferenceSession: new () => {
+      loadModel(path: string, options: object): void;
+      run(feeds: Tensors, fetches: Tensors, options: object): unknown;
+      dispose(): void;
+      inputMetadata: { name: string }[];
+      outputMetadata: { name: string }[];
+    };
+    [STATE]?: State;
+  };
+  initOrt(): void;
+}
+
+interface State {
+  /** While true, no output becomes a JavaScript tensor. */
+  filled: boolean;
+}
+
+const STATE = Symbol.for("gptoss-onnx.outputs"); // shared by two copies of this module
+const FILLED = new Error("the outputs are where they were wanted");
+
+/** Open the graph at `path`. */
+export async function openGraph(
+  ort: Ort,
+  path: string,
+  options: InferenceSession.SessionOptions,
+): Promise<Graph> {
+  const version = ort.env.versions.node ?? "";
+  const internals = version.startsWith("1.30.") ? setUp() : undefined;
+  if (internals) return new DirectGraph(internals, path, options);
+  return ort.InferenceSession.create(path, options);
+}
+
+function setUp(): Internals | undefined {
+  try {
+    const internals: Internals = createRequire(import.meta.url)("onnxruntime-node/dist/binding.js");
+    const { binding, initOrt } = internals;
+    if (!binding[STATE]) {
+      const original = binding.initOrtOnce;
+      binding.initOrtOnce = (logLevel, tensor, isMainThread) => {
+        const state = { filled: false };
+        const watched = new Proxy(tensor as new () => object, {
+          construct(target, given, newTarget) {
+            if (state.filled) throw FILLED;
+            return Reflect.construct(target, given, newTarget);
+          },
+        });
+        original.call(binding, logLevel, watched, isMainThread);
+        binding[STATE] = state;
+      };
+      initOrt(); // does nothing when it was called before
+      binding.initOrtOnce = original;
+    }
+    return binding[STATE] && internals;
+  } catch {
+    return undefined;
+  }
+}
+
+class DirectGraph implements Graph {
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  readonly #session: InstanceType<Internals["binding"]["InferenceSession"]>;
+  readonly #state: State;
+
+  constructor({ binding }: Internals, path: string, options: object) {
+    this.#state = binding[STATE] as State;
+    this.#session = new binding.InferenceSession();
+    this.#session.loadModel(path, options);
+    this.inputNames = this.#session.inputMetadata.map((input) => input.name);
+    this.outputNames = this.#session.outputMetadata.map((output) => output.name);
+  }
+
+  /** Every one of `fetches` must be a tensor: what is null gets lost. */
+  async run(feeds: Tensors, fetches: Tensors): Promise<Record<string, Tensor>> {
+    await new Promise((resolve) => setImmediate(resolve)); // let events come in, as the runtime does
+    this.#state.filled = true;
+    try {
+      this.#session.run(feeds, fetches, {});
+    } catch (error) {
+      if (error !== FILLED && (error as Error)?.message !== FILLED.message) throw error;
+    } finally {
+      this.#state.filled = false;
+    }
+    return fetches as Record<string, Tensor>;
+  }
+
+  async release(): Promise<void> {
+    this.#session.dispose();
+  }
+}
