@@ -40,6 +40,7 @@ MORE_TEXTS = [
     "a/b//c;\n//d\r\n\r\n/e\n \n  f   \n\n",
     "tab\tand\vvertical\fform\x1cfile\x1funit\x85next\u2028line\u2029paragraph",
     "spaces\u00a0\u1680\u2003\u202f\u205f\u3000here  and\ufeff \ufeffmarks\u200b\u200d \u2060",
+    "!\x85! .\ufeff. \x1c!\u2028?",
     "end in space ",
     "   ",
     "\n",
@@ -89,6 +90,7 @@ def tokenization() -> Json:
     tokenizer = Tokenizer(DEMO)
     pieces = random.Random(5)
     streams = [tokenizer.encode("naïve 你好 👩‍👩‍👧‍👦 🎉"), [*range(4080, 4100), -1, 5000]]
+    streams.append(tokenizer.encode("\ufeffa byte order mark is a character"))
     # Bytes in any order: most are no UTF-8.
     streams += [[pieces.randrange(256) for _ in range(40)] for _ in range(12)]
     return {
