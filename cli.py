@@ -223,10 +223,12 @@ def eval_command(
         fail(f"{package}: {'; '.join(problems)}")
 
 
-@main.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@main.command(
+    "lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]}
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lm_eval_command(arguments: tuple[str, ...]) -> None:
-    """Run lm-evaluation-harness with the model `gptoss`; its own options follow.
+    """Run lm-evaluation-harness with the model `gptoss`; its own options follow (-h lists them).
 
     \b
     gptoss lm-eval --model gptoss --model_args package=build/demo-cpu-int4 --tasks mmlu
