@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -26,6 +27,10 @@ from rich.text import Text
 from runtimes.chat import Chat
 
 _ERRORS = Console(stderr=True, highlight=False)
+
+FOLDER = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
 
 
 def fail(message: str) -> NoReturn:
