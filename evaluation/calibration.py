@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.reference import portable_graph
 from evaluation.texts import Passage, read_passages
 from export.checkpoint import Checkpoint
@@ -85,8 +85,7 @@ def _run(
 ) -> int:
     model = ir.load(portable / GRAPH)
     taps = _tap(model)
-    proto = ir.serde.serialize_model(model).SerializeToString()
-    runner = GraphRunner(open_session(proto, weights=portable))
+    runner = GraphRunner(open_model(model, portable))
     total = min(sum(len(passage.ids) for passage in passages), MOST_TOKENS)
     done = 0
     for passage in passages:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -35,6 +36,14 @@ def open_session(
         name = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(name, str(weights))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def open_model(
+    model: ir.Model, weights: Path, threads: int = 0, settings: Mapping[str, str] | None = None
+) -> onnxruntime.InferenceSession:
+    """Load a graph that was changed in memory over the data files in the folder `weights`."""
+    proto = ir.serde.serialize_model(model).SerializeToString()
+    return open_session(proto, threads, settings, weights)
 
 
 class GraphRunner:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.graph_runner import GraphRunner
+from evaluation.statistics import log_softmax
 from runtimes.package import Package
 
 Float = NDArray[np.float64]
@@ -41,11 +42,6 @@ def parity(package: Package, portable: Path, steps: int = 48) -> Parity:
         mean_kl=float((np.exp(reference) * (reference - other)).sum(-1).mean()),
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
     )
-
-
-def log_softmax(logits: Float) -> Float:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def _logits(runner: GraphRunner, ids: NDArray[np.int64], prefill: int) -> Float:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.graph_runner import GraphRunner, open_model
 from export.exporter import GRAPH
 from runtimes.package import Package
 
@@ -56,8 +56,7 @@ class Probe:
         settings: dict[str, str],
     ) -> Probe:
         model = probed(ir.load(path))
-        proto = ir.serde.serialize_model(model).SerializeToString()
-        session = open_session(proto, threads or 0, settings, weights=path.parent)
+        session = open_model(model, path.parent, threads or 0, settings)
         return cls(GraphRunner(session, windows))
 
     def run(self, ids: Sequence[int], chunk: int | None = None) -> Iterator[Chunk]:

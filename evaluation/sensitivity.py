@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.probe import Probe, probed
 from evaluation.reference import Progress, Reference
 from evaluation.scoring import score
@@ -105,8 +105,7 @@ def _int8_kv(portable: Path, weights: PackageWeights, threads: int | None) -> Pr
         return np.asarray(np.clip(np.rint(kv / scale), -128, 127) * scale, np.float32)
 
     model = probed(ir.load(portable / GRAPH))
-    proto = ir.serde.serialize_model(model).SerializeToString()
-    session = open_session(proto, threads or 0, weights=portable)
+    session = open_model(model, portable, threads or 0)
     return Probe(GraphRunner(session, store=store), KV_CHUNK)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_session
+from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.probe import Probe, probed
 from evaluation.texts import Passage
 from export.exporter import GRAPH
@@ -92,8 +92,7 @@ def with_weights(
                 base_dir=portable,
             )
         data.flush()
-        proto = ir.serde.serialize_model(probed(model)).SerializeToString()
-        yield Probe(GraphRunner(open_session(proto, threads or 0, weights=portable)))
+        yield Probe(GraphRunner(open_model(probed(model), portable, threads or 0)))
 
 
 def subset(passages: Sequence[Passage], tokens: int) -> list[Passage]:
