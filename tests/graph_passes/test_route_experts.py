@@ -104,7 +104,7 @@ def swap_experts(model: ir.Model) -> None:
 
 
 def widen_limit(model: ir.Model) -> None:
-    least = model.graph.initializers["route.scalar_-7.0"]
+    least = model.graph.initializers["constant.scalar_-7.0"]
     least.const_value = ir.Tensor(np.float32(-0.5), name=least.name)
 
 
