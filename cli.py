@@ -60,7 +60,19 @@ def main() -> None:
 
 @main.command("export")
 @click.argument("model")
-@click.option("--target", "target_name", default="cpu", show_default=True)
+@click.option(
+    "--target",
+    "target_names",
+    default="cpu",
+    show_default=True,
+    help="One of `gptoss targets`, or several over one set of weights: cpu,web.",
+)
+@click.option("--min-runtime", metavar="VERSION", help="Oldest ONNX Runtime to run on, as 1.24.")
+@click.option(
+    "--activations",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What graphs compute in. Default: the target's own.",
+)
 @click.option(
     "--quant",
     type=click.Choice(["fp32", "int8", "int4", "mxfp4"]),
@@ -86,9 +98,7 @@ def main() -> None:
 )
 @click.option(
     "--kv",
-    type=click.Choice(["float32", "int8"]),
-    default="float32",
-    show_default=True,
+    type=click.Choice(["float", "int8"]),
     help="KV cache; int8 takes a quarter, scaled by --calibrate's or MODEL's calibration text.",
 )
 @click.option("--link", is_flag=True, help="Refer to MXFP4 experts in the checkpoint's own files.")
@@ -104,7 +114,8 @@ def main() -> None:
 @json_option
 def export_command(
     model: str,
-    target_name: str,
+    target_names: str,
+    min_runtime: str | None,
     quant: str,
     output: Path | None,
     changes: tuple[str, ...],
@@ -126,18 +137,22 @@ def export_command(
     from evaluation.recommend import recommend
     from evaluation.tuning import Tuning, figures, formats, tuned
     from export.checkpoint import Checkpoint
-    from export.exporter import Options, export, plan, summary
+    from export.exporter import export
+    from export.plan import Options, plan, summary
     from runtimes.target import get_target
 
     tuning = Tuning(calibrate, method, bits_per_weight, size)
-    target, quantization = get_target(target_name), formats(quant, changes, recipe, tuning)
+    names = list(dict.fromkeys(target_names.split(",")))
+    target, *also = (get_target(name, min_runtime) for name in names)
+    quantization = formats(quant, changes, recipe, tuning)
     checkpoint = Checkpoint.open(model, revision)
     _warn(target, quantization.describe())
-    suffix = "" if options["kv"] == "float32" else f"-kv-{options['kv']}"
-    output = output or Path("build") / f"{checkpoint.name}-{target_name}-{quant}{suffix}"
+    chosen = [f"kv-{options['kv']}" if options["kv"] else None, options["activations"]]
+    suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
+    output = output or Path("build") / f"{checkpoint.name}-{suffix}"
     with ExitStack() as stack:
         with stage_progress("steps") as progress:
-            wanted = Options(target, quantization, **options)
+            wanted = Options(target, quantization, also=tuple(also), **options)
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))
         if made.warning:
             click.echo(f"Warning: {made.warning}", err=True)

@@ -23,7 +23,7 @@ from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.reference import portable_graph
 from evaluation.texts import Passage, read_passages
 from export.checkpoint import Checkpoint
-from export.exporter import GRAPH
+from export.plan import GRAPH
 from graph_passes import mxfp4
 from graph_passes.linear import linears
 from graph_passes.rounding import Statistics

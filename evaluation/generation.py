@@ -15,7 +15,7 @@ from evaluation.graph_runner import GraphRunner
 from evaluation.reference import Progress, Reference
 from evaluation.statistics import interval
 from evaluation.texts import SYSTEM, read_conversations
-from export.exporter import GRAPH
+from export.plan import GRAPH
 from runtimes.errors import UserError
 from runtimes.generation import Options, generate_batch
 from runtimes.harmony import Harmony, StreamParser

@@ -7,9 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evaluation.verify import operators
 from export.checkpoint import Checkpoint
-from runtimes.package import MANIFEST, Manifest
+from runtimes.package import MANIFEST, Manifest, graph_files
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -30,11 +33,63 @@ def _package(folder: Path) -> dict[str, Any]:
         "context_length": manifest.context_length,
         "logits": manifest.logits,
         "windowed_kv_layers": sum(layer.windowed for layer in manifest.kv.layers),
-        "operators": dict(operators(folder).most_common()),
+        **_graphs(folder),
         "weights": manifest.weights,
         "file_bytes": files,
         "total_bytes": sum(files.values()),
         "versions": manifest.versions,
+    }
+
+
+def _graphs(folder: Path) -> dict[str, Any]:
+    """Each graph's operators; of several, the bytes of weights that each reads and all share."""
+    names = graph_files(folder)
+    counts = {name: dict(operators(folder, name).most_common()) for name in names}
+    if len(names) == 1:
+        return {"operators": counts[names[0]]}
+    sizes, read = _read_bytes(folder, names)
+    return {
+        "graphs": {
+            name: {
+                "target": Manifest.load(folder, name).target,
+                "operators": counts[name],
+                "weight_bytes": int(sizes[mine].sum()),
+                "own_bytes": int(sizes[mine & (read.sum(0) == 1)].sum()),
+            }
+            for name, mine in zip(names, read, strict=True)
+        },
+        "shared_bytes": int(sizes[read.all(0)].sum()),
+    }
+
+
+def _read_bytes(folder: Path, graphs: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Stretches of the data files: their sizes [n], and whether each graph reads them [graphs, n].
+
+    One graph may read a tensor whole that another reads in parts.
+    """
+    places = [_stored(folder, name) for name in graphs]
+    sizes, read = [], []
+    for file in {file for found in places for file, *_ in found}:
+        spans = [np.array([s for f, *s in sorted(found) if f == file]) for found in places]
+        ends = np.unique(np.concatenate([span.reshape(-1) for span in spans]))
+        opened = np.zeros((len(graphs), len(ends)), int)
+        for row, span in zip(opened, spans, strict=True):
+            for column, step in ((0, 1), (1, -1)):
+                np.add.at(row, np.searchsorted(ends, span.reshape(-1, 2)[:, column]), step)
+        sizes.append(np.diff(ends))
+        read.append(opened.cumsum(1)[:, :-1] > 0)
+    return np.concatenate(sizes), np.concatenate(read, 1)
+
+
+def _stored(folder: Path, graph: str) -> set[tuple[str, int, int]]:
+    """Where the weights of a graph lie: file, first byte, byte after the last."""
+    import onnx_ir as ir
+
+    weights = (v.const_value for v in ir.load(folder / graph).graph.initializers.values())
+    return {
+        (str(weight.location), weight.offset or 0, (weight.offset or 0) + (weight.length or 0))
+        for weight in weights
+        if isinstance(weight, ir.ExternalTensor)
     }
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from evaluation.graph_runner import GraphRunner, open_model
-from export.exporter import GRAPH
+from export.plan import GRAPH
 from runtimes.package import Package
 
 Float = NDArray[np.float32]

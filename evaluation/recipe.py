@@ -16,7 +16,7 @@ from evaluation.calibration import read_calibration
 from evaluation.costs import measure, sizes
 from evaluation.reference import Progress
 from export.checkpoint import Checkpoint
-from export.exporter import Options, plan, summary
+from export.plan import Options, plan, summary
 from graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
 from runtimes.errors import UserError
 

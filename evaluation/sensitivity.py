@@ -32,7 +32,7 @@ from evaluation.units import (
     units,
     with_weights,
 )
-from export.exporter import GRAPH
+from export.plan import GRAPH
 from graph_passes.quantization import PRESETS, Format
 from graph_passes.weights import CHUNK_BYTES
 from runtimes.package import Manifest

@@ -13,7 +13,7 @@ from evaluation.calibration import Calibration, calibrated
 from evaluation.recipe import CALIBRATION, read_recipe, within
 from evaluation.reference import Progress
 from export.checkpoint import Checkpoint
-from export.exporter import Options
+from export.plan import Options
 from graph_passes.quantization import Quantization
 from graph_passes.rounding import SEARCH, Rounding
 from runtimes.errors import UserError
@@ -83,7 +83,7 @@ def tuned(
             options = replace(
                 options, rounding=Rounding(tuning.method) if tuning.method else SEARCH
             )
-        if options.kv != "float32" and options.kv in options.target.kv_dtypes:
+        if options.wants_int8_kv and all(target.int8_kv for target in options.targets):
             text = tuning.text or checkpoint.path / CALIBRATION
             if calibration is None and text.is_file():
                 calibration = calibrate(text, False)

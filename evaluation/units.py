@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.probe import Probe, probed
 from evaluation.texts import Passage
-from export.exporter import GRAPH
+from export.plan import GRAPH
 from graph_passes import mxfp4
 from graph_passes.blockwise import dequantize_blocks
 from graph_passes.quantization import Format

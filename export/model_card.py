@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.exporter import Plan
+    from export.plan import Plan
 
 
 def model_card(made: Plan, manifest: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,11 +37,11 @@ class DataWriter:
     progress: Progress = lambda count: None
     sha256: dict[str, str] = field(default_factory=dict)
 
-    def write(self, graph: ir.Graph) -> None:
-        """Write every weight; UserError when the disk is full."""
+    def write(self, *graphs: ir.Graph) -> None:
+        """Write each weight of the graphs once; UserError when the disk is full."""
         try:
             with _DataFiles(self) as files:
-                for value in _in_order_of_use(graph):
+                for value in chain.from_iterable(map(_in_order_of_use, graphs)):
                     tensor = value.const_value
                     assert tensor is not None, f"{value.name} is bound to nothing"
                     if tensor.nbytes < EMBEDDED_BYTES:
@@ -61,10 +62,10 @@ class DataWriter:
             self.progress(tensor.nbytes)
             location, offset = self.link[origin.file], origin.offset
         elif isinstance(tensor, Part):
-            location, start = files.append_once(tensor.whole)
+            location, start = files.place(tensor.whole)
             offset = start + tensor.index * tensor.nbytes
         else:
-            location, offset = files.append(tensor)
+            location, offset = files.place(tensor)
         return ir.ExternalTensor(
             location,
             offset,
@@ -83,7 +84,7 @@ class _DataFiles:
         self._writer = writer
         self._file: BinaryIO | None = None
         self._count = 0
-        self._written: dict[int, tuple[ir.TensorProtocol, str, int]] = {}
+        self._written: dict[object, tuple[str, int]] = {}
 
     def __enter__(self) -> _DataFiles:
         return self
@@ -94,8 +95,7 @@ class _DataFiles:
         elif self._file is not None:
             self._file.close()  # to be thrown away: not worth waiting for the disk
 
-    def append(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
-        """Write a tensor; gives its file's name and its offset there."""
+    def _append(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
         limit = self._writer.max_bytes
         alignment = PAGE if tensor.nbytes >= PAGE else CACHE_LINE
         if self._file is not None and limit and self._size:
@@ -114,11 +114,12 @@ class _DataFiles:
             raise AssertionError(f"{tensor.name}: {self._size - offset} of {tensor.nbytes} bytes")
         return self._name, offset
 
-    def append_once(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
-        """As `append`; a tensor that was written already is where it is."""
-        if id(tensor) not in self._written:
-            self._written[id(tensor)] = (tensor, *self.append(tensor))
-        return self._written[id(tensor)][1:]
+    def place(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
+        """The tensor's file and its offset there, written now unless it was before."""
+        key = identity(tensor)
+        if key not in self._written:
+            self._written[key] = self._append(tensor)
+        return self._written[key]
 
     def _next(self) -> None:
         suffix = f".{self._count}" if self._count else ""
@@ -142,6 +143,11 @@ class _DataFiles:
             self._file.close()
             self._writer.sha256[self._name] = self._digest.hexdigest()
             self._file = None
+
+
+def identity(tensor: ir.TensorProtocol) -> object:
+    """What tells weights of one export apart, across its graphs: equal bytes have one name."""
+    return str(tensor.name), tensor.dtype, tensor.nbytes
 
 
 def _in_order_of_use(graph: ir.Graph) -> list[ir.Value]:

@@ -51,6 +51,9 @@ def packed_experts(weight: ExpertWeight, form: Format, rounding: Rounding) -> Pa
         (experts, rows, columns // form.block),
         scale_dtype,
     )
+    # By these names graphs of one package share what they read whole and what they read in parts.
+    pair.packed.name = f"{name}_{str(form).partition(':')[0]}"
+    pair.scales.name = f"{name}_scales"
     if form.kind == "mxfp4" and isinstance(weight.source, PackedSource):
         pair.packed.origin, pair.scales.origin = weight.source.blocks, weight.source.scales
     return pair

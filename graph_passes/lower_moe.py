@@ -71,8 +71,8 @@ def _packed(
     assert isinstance(weight.const_value, ExpertWeight)
     pair = packed_experts(weight.const_value, form, rounding)
     return (
-        initializer(graph, f"{weight.name}_{str(form).partition(':')[0]}", pair.packed),
-        initializer(graph, f"{weight.name}_scales", pair.scales),
+        initializer(graph, str(pair.packed.name), pair.packed),
+        initializer(graph, str(pair.scales.name), pair.scales),
     )
 
 

@@ -45,10 +45,13 @@ def recipe(
     windowed_kv: bool,
     all_logits: bool,
     kv_max: Mapping[str, NDArray[np.float32]] | None = None,
+    activations: str = "float32",
+    cast_weights: bool = False,
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says.
 
-    `kv_max` makes the KV cache int8: what its scales come from (`QuantizeKv`).
+    `kv_max` makes the KV cache int8: what its scales come from (`QuantizeKv`). With activations
+    of 16 bits, `cast_weights` keeps float weights in float32, for graphs that share them.
     """
     layers = spec.num_layers
     quantization.check_layers(layers)
@@ -63,7 +66,7 @@ def recipe(
         ),
     ]
     routed = 0
-    if target.routed_experts:  # float experts stay in one operator
+    if target.experts == "routed":  # float experts stay in one operator
         forms = (quantization.of("experts", layer) for layer in range(layers))
         routed = sum(form.kind == "int" for form in forms)
         steps.append(Step("route experts", RouteExperts(quantization, rounding), routed))

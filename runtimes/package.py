@@ -63,6 +63,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     # Whether rows of a batch may get different numbers of tokens at once.
     padded_batches: bool = True
+    activations: str = "float32"  # element type the graph computes in
+    requires: Collection[str] = ()  # what a device must have to run the graph
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, str] = field(default_factory=dict)  # group of tensors to format
@@ -73,8 +75,11 @@ class Manifest:
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Manifest:
-        """Read `folder`/manifest.json; UserError when this runtime cannot run what it says."""
+    def load(cls, folder: Path | str, graph: str | None = None) -> Manifest:
+        """Read `folder`/manifest.json; UserError when this runtime cannot run what it says.
+
+        Of a package's graphs it describes the file `graph`, else the first that can run here.
+        """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise UserError(f"{path}: no such file; {folder} is not a package")
@@ -85,7 +90,7 @@ class Manifest:
                 f"format {FORMAT}: update it or export the package again"
             )
         try:
-            manifest = cls(**_parse(content))
+            manifest = cls(**_parse({**content, **_chosen(content, graph)}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}: not a valid manifest ({what})") from error
@@ -95,6 +100,28 @@ class Manifest:
                 f"{onnxruntime.__version__}; update it with pip install -U onnxruntime"
             )
         return manifest
+
+
+def graph_files(folder: Path | str) -> list[str]:
+    """Names of a package's graphs, the one that its general fields describe first."""
+    content = _read_json(Path(folder) / MANIFEST)
+    return [entry["graph"] for entry in content.get("graphs") or [content]]
+
+
+def _chosen(content: Mapping[str, Any], graph: str | None) -> Mapping[str, Any]:
+    """What the manifest says of `graph`, else of the first one that fits this machine."""
+    entries = content.get("graphs") or []
+    if graph is not None:
+        return next((entry for entry in entries if entry["graph"] == graph), {})
+    here, available = _version(onnxruntime.__version__), onnxruntime.get_available_providers()
+
+    def fits(entry: Mapping[str, Any]) -> bool:
+        new_enough = here >= _version(entry["min_runtime"])
+        return (
+            new_enough and not entry["requires"] and entry["session"]["providers"][0] in available
+        )
+
+    return next(filter(fits, entries), {})
 
 
 def _parse(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +222,7 @@ def _sha256(path: Path, progress: Progress | None) -> str:
 def check_files(folder: Path | str, progress: Progress | None = None) -> list[str]:
     """What is wrong with the files of a package, one line each; empty when every byte is right."""
     folder, manifest = Path(folder), Manifest.load(folder)
-    problems = _check_sizes(folder, manifest)
+    problems = [*_check_sizes(folder, manifest), *_check_graphs(folder, manifest)]
     wrong = {problem.split(":")[0] for problem in problems}
     for name, entry in manifest.files.items():
         if name not in wrong and _sha256(folder / name, progress) != entry.sha256:
@@ -215,6 +242,11 @@ def _check_sizes(folder: Path, manifest: Manifest) -> list[str]:
     if manifest.graph not in manifest.files:
         problems.append(f"{manifest.graph}: the graph is not among the manifest's files")
     return problems
+
+
+def _check_graphs(folder: Path, manifest: Manifest) -> list[str]:
+    others = [name for name in graph_files(folder) if name not in (manifest.graph, *manifest.files)]
+    return [f"{name}: the graph is not among the manifest's files" for name in others]
 
 
 class Package:
@@ -238,16 +270,18 @@ class Package:
         folder: Path | str,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        graph: str | None = None,
     ) -> Package:
         """Open `folder`; UserError when it is no package, a file is missing or cut short.
 
         `threads` computes with that many threads, None with the manifest's number or one a core.
+        `graph` is the file of one of its graphs, None the first that can run here.
         Hashes are not checked here (`check_files` does): that would read every byte.
         """
         folder = Path(folder)
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}: it must be at least 1")
-        manifest = Manifest.load(folder)
+        manifest = Manifest.load(folder, graph)
         if problems := _check_sizes(folder, manifest):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{folder}: {problems[0]}{more}; export or copy the package again")
@@ -309,6 +343,8 @@ class Package:
                 f"{self.folder}: this onnxruntime has no {', '.join(sorted(absent))}; "
                 f"it has {', '.join(onnxruntime.get_available_providers())}"
             )
+        own = settings.pop("provider_options", {})
+        chosen = [(name, own if name == default[0] else {}) for name in providers]
         for name, value in settings.pop("config", {}).items():
             options.add_session_config_entry(name, str(value))
         if self._threads:
@@ -319,7 +355,7 @@ class Package:
             setattr(options, name, value)
         try:
             path = str(self.folder / self.manifest.graph)
-            return onnxruntime.InferenceSession(path, options, providers=providers)
+            return onnxruntime.InferenceSession(path, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{self.folder}: ONNX Runtime cannot load the graph: {line}") from error

@@ -26,6 +26,7 @@ class Kernel:
     dtypes: frozenset[str]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     inputs: int = 99  # how many of the operator's inputs it reads
+    min_inputs: int = 0  # how many it must be given
 
     def refusal(self, attributes: Mapping[str, Any], inputs: int) -> str | None:
         """Why the kernel cannot take a node of these attributes and inputs; None when it can."""
@@ -37,6 +38,8 @@ class Kernel:
                 return f"{name}={value} is not one of {sorted(allowed)}"
         if inputs > self.inputs:
             return f"{inputs} inputs where its kernel reads {self.inputs}"
+        if inputs < self.min_inputs:
+            return f"{inputs} inputs where its kernel wants {self.min_inputs}"
         return None
 
 
@@ -52,15 +55,23 @@ class Target:
     presets: tuple[str, ...]
     kernels: Mapping[tuple[str, str], Kernel]  # (domain, op)
     verified: str  # how its packages were checked
+    activations: tuple[str, ...] = ("float32",)  # element types its graphs compute in, best first
+    # What a device must have for a graph of that element type. Where any is named, a package holds
+    # a graph for each element type and the loader chooses.
+    device_features: Mapping[str, str] = field(default_factory=dict)
+    # How experts of 4 or 8 bits run, and why so: "QMoE"; "routed", MatMulNBits over an expert's
+    # tokens; "gathered", MatMulNBits over a token's experts.
+    experts: str = "QMoE"
+    experts_reason: str = ""
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
-    kv_dtypes: tuple[str, ...] = ("float32",)  # element types its attention keeps a KV cache in
+    kv: str = "float"  # the KV cache unless another is asked for: "float" (as activations), "int8"
     max_data_bytes: int | None = None  # largest data file its loader takes
     session_config: Mapping[str, str] = field(default_factory=dict)
+    provider_options: Mapping[str, str] = field(default_factory=dict)
     fallback: str | None = None  # provider of nodes that `provider` has no kernel for
-    # Why packed experts run there as routed MatMulNBits of stock operators; None where in QMoE.
-    routed_experts: str | None = None
     # x86 processor features without which a format of experts runs, but far too slowly to use.
     wanted_features: Mapping[str, str] = field(default_factory=dict)
+    older: tuple[Target, ...] = ()  # what it is on older runtimes, the newest first
 
     def refusal(
         self, domain: str, op: str, attributes: Mapping[str, Any], inputs: int
@@ -71,6 +82,10 @@ class Target:
             return f"{op} on {self.name}: no kernel"
         why = kernel.refusal(attributes, inputs)
         return None if why is None else f"{op} on {self.name}: {why}"
+
+    def has_kernel(self, domain: str, op: str) -> bool:
+        """Whether it has a kernel of that operator."""
+        return (domain, op) in self.kernels
 
     def has_attribute(self, domain: str, op: str, name: str) -> bool:
         """Whether its kernel of that operator knows an attribute."""
@@ -86,6 +101,11 @@ class Target:
     def providers(self) -> list[str]:
         """Execution providers, the first choice first."""
         return [self.provider, *([self.fallback] if self.fallback else [])]
+
+    @property
+    def int8_kv(self) -> bool:
+        """Whether its attention can keep the KV cache in 8 bits."""
+        return self.has_attribute("com.microsoft", "GroupQueryAttention", "kv_cache_bit_width")
 
     @property
     def padded_batches(self) -> bool:
@@ -112,12 +132,28 @@ def load_targets() -> dict[str, Target]:
     return {name: importlib.import_module(f"runtimes.targets.{name}").TARGET for name in names}
 
 
-def get_target(name: str) -> Target:
-    """The target called `name`; UserError lists those there are."""
+def get_target(name: str, runtime: str | None = None) -> Target:
+    """The target called `name`, as it is on that version of its runtime; None for the newest.
+
+    UserError lists the targets or the versions there are.
+    """
     targets = load_targets()
     if name not in targets:
         raise UserError(f"no target {name!r}; there are {', '.join(targets)}")
-    return targets[name]
+    known = (targets[name], *targets[name].older)
+    try:
+        fits = [t for t in known if not runtime or _release(t.min_runtime) <= _release(runtime)]
+    except ValueError:
+        raise UserError(f"{runtime!r} is no version of ONNX Runtime; write it as 1.24") from None
+    if not fits:
+        oldest = ", ".join(target.min_runtime for target in known)
+        raise UserError(f"{name} on ONNX Runtime {runtime}: packages can be for {oldest} or newer")
+    return fits[0]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """1.24.3 is (1, 24): kernels come with minor releases."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
@@ -126,14 +162,15 @@ def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
         "name": target.name,
         "runs_on": target.description,
         "provider": target.providers,
-        "min_runtime": target.min_runtime,
+        "min_runtime": [one.min_runtime for one in (target, *target.older)],
         "presets": list(target.presets),
-        "kv": list(target.kv_dtypes),
-        "experts": "routed" if target.routed_experts else "QMoE",
+        "activations": list(target.activations),
+        "kv": ["float", *(["int8"] if target.int8_kv else [])],
+        "experts": target.experts,
         "verified": target.verified,
     }
     if kernels:
-        row["routed_experts"] = target.routed_experts
+        row["experts_reason"] = target.experts_reason
         row["kernels"] = [
             f"{domain or 'ai.onnx'}::{op} {'/'.join(sorted(kernel.dtypes)).lower()}"
             for (domain, op), kernel in sorted(target.kernels.items())

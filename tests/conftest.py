@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.checkpoint import Checkpoint
-from export.exporter import Options, export
+from export.exporter import export
+from export.plan import Options
 from graph_passes.quantization import Quantization
 from runtimes.target import get_target
 

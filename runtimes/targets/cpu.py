@@ -25,7 +25,6 @@ TARGET = Target(
     opset=21,
     presets=("fp32", "int8", "int4", "mxfp4"),
     windowed_kv=True,
-    kv_dtypes=("float32", "int8"),
     # Without AVX-512, 1.32 computes fp4 experts with scalars: 4 ns a weight where int4 takes 0.03.
     wanted_features={"mxfp4": "avx512f"},
     verified="x86-64: kernel table, numerics and generation on ONNX Runtime 1.32; "

@@ -25,7 +25,8 @@ TARGET = Target(
     opset=21,
     presets=("fp32", "int8", "int4"),
     windowed_kv=True,
-    routed_experts="its QMoE dequantizes every chosen expert at each step: 33 times slower at "
+    experts="routed",
+    experts_reason="its QMoE dequantizes every chosen expert at each step: 33 times slower at "
     "20B's sizes, 7 times at the demo's",
     verified="x86-64: kernel table, numerics, generation on onnxruntime-node 1.30; "
     "arm64: not measured",

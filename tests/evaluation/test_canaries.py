@@ -23,7 +23,8 @@ from evaluation.scoring import score
 from evaluation.statistics import router_agreement
 from evaluation.texts import Passage, Span
 from export.checkpoint import Checkpoint
-from export.exporter import GRAPH, Options, export
+from export.exporter import export
+from export.plan import GRAPH, Options
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from runtimes.target import get_target

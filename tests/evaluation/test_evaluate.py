@@ -23,8 +23,8 @@ from evaluation.scoring import score
 from evaluation.statistics import Tokens, metrics, router_agreement
 from evaluation.texts import Passage, read_passages
 from export.checkpoint import Checkpoint
-from export.exporter import Options as ExportOptions
 from export.exporter import export
+from export.plan import Options as ExportOptions
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from runtimes.errors import UserError

@@ -142,7 +142,7 @@ def test_inspect_a_package(demo_package: DemoPackage) -> None:
     assert found["package"] == "int4"
     assert found["source"]["name"] == "demo"
     assert found["windowed_kv_layers"] == 3
-    assert found["operators"] == dict(operators(folder))
+    assert found["operators"] == dict(operators(folder, "model.onnx"))
     assert (found["operators"]["QMoE"], found["operators"]["GroupQueryAttention"]) == (6, 6)
     sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != "manifest.json"}
     assert found["file_bytes"] == sizes

@@ -23,7 +23,8 @@ from evaluation.sensitivity import PackageWeights, sensitivity
 from evaluation.texts import read_passages
 from evaluation.units import subset, units
 from export.checkpoint import Checkpoint
-from export.exporter import GRAPH, Options, export
+from export.exporter import export
+from export.plan import GRAPH, Options
 from graph_passes.quantization import INT4, PRESETS, Format, Quantization
 from runtimes.errors import UserError
 from runtimes.harmony import Harmony

@@ -23,7 +23,8 @@ import pytest
 
 from evaluation.verify import verify
 from export.checkpoint import Checkpoint
-from export.exporter import Options, export
+from export.exporter import export
+from export.plan import Options
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from runtimes.errors import UserError

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from export.checkpoint import Checkpoint
-from export.exporter import Options, plan
+from export.plan import Options, plan
 from export.synthetic import synthesize
 from export.writer import EMBEDDED_BYTES, DataWriter
 from graph_passes.quantization import Quantization

@@ -18,7 +18,8 @@ from transformers import GptOssForCausalLM
 
 from evaluation.graph_runner import GraphRunner
 from export.checkpoint import Checkpoint
-from export.exporter import Options, export, export_portable
+from export.exporter import export, export_portable
+from export.plan import Options
 from export.spec import FULL, SLIDING, GptOssSpec
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization

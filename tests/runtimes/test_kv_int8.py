@@ -21,7 +21,8 @@ from onnx_ir.passes.common import InlinePass
 from evaluation.graph_runner import GraphRunner, open_session
 from evaluation.texts import read_passages
 from export.checkpoint import Checkpoint
-from export.exporter import GRAPH, Options, export, export_portable
+from export.exporter import export, export_portable
+from export.plan import GRAPH, Options
 from graph_passes.quantization import Quantization
 from runtimes.harmony import Harmony
 from runtimes.package import Package
