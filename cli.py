@@ -213,7 +213,16 @@ def inspect(path: str, as_json: bool) -> None:
     """
     from evaluation.inspect import describe
 
-    show(describe(path), as_json)
+    found = describe(path)
+    graphs = [] if as_json else found.pop("graphs", {}).items()
+    show(found, as_json)
+    if graphs:
+        table([{"graph": name, **_megabytes(about)} for name, about in graphs])
+
+
+def _megabytes(graph: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {n: f"{v / 1e6:,.1f} MB" if "bytes" in n else v for n, v in graph.items()}
+    return sizes | {"operators": sum(graph["operators"].values())}
 
 
 def _open(folder: Path, threads: int | None) -> Any:

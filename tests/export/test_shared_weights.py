@@ -1,0 +1,139 @@
+"""One set of weights, many graphs: written once, read by each, chosen by what is here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from evaluation.inspect import describe
+from evaluation.verify import verify
+from export.checkpoint import Checkpoint
+from export.exporter import export
+from export.plan import Options
+from export.synthetic import synthesize
+from export.writer import DataWriter
+from graph_passes.quantization import Quantization
+from runtimes.errors import UserError
+from runtimes.package import Manifest, Package, check_files, graph_files
+from runtimes.session import Session
+from runtimes.target import get_target
+
+NAMES = ("cpu", "node", "web")
+FILES = ["model.onnx", "model.node.onnx", "model.web.onnx"]
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    folder = tmp_path_factory.mktemp("shared")
+    checkpoint = Checkpoint.open(str(synthesize(folder / "tiny", geometry="tiny", layers=2)))
+
+    def made(*names: str, quant: str = "int4", **options: Any) -> Path:
+        first, *also = map(get_target, names)
+        chosen = Options(first, Quantization.parse(quant), also=tuple(also), **options)
+        output = folder / "-".join((*names, quant, *options))
+        if not output.exists():
+            export(checkpoint, chosen, output, lambda *_: None)
+        return output
+
+    return made
+
+
+def logits(folder: Path, graph: str | None = None) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
+    cpu = ["CPUExecutionProvider"]
+    package = Package.open(folder, threads=1, providers=cpu, graph=graph)
+    return Session(package).feed([ids]).copy()
+
+
+def test_each_graph_computes_as_in_a_package_of_its_own(make: Make) -> None:
+    together = make(*NAMES)
+    assert graph_files(together) == FILES
+    for name, file in zip(NAMES, FILES, strict=True):
+        np.testing.assert_array_equal(logits(together, file), logits(make(name)))
+    assert verify(together, lambda count: None) == []
+
+
+def test_the_weights_are_there_once(make: Make) -> None:
+    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (make(*NAMES), make("cpu"))]
+    assert sizes[0] == sizes[1]
+    found = describe(str(make(*NAMES)))
+    weights = {graph["weight_bytes"] for graph in found["graphs"].values()}
+    assert [graph["target"] for graph in found["graphs"].values()] == list(NAMES)
+    assert {graph["own_bytes"] for graph in found["graphs"].values()} == {0}
+    # Node's graph holds a tiny expert's bias in itself, where the others read all experts' at once.
+    assert min(weights) == found["shared_bytes"] > 0.8 * sizes[0]
+    assert "operators" in describe(str(make("cpu"))) and "graphs" not in describe(str(make("cpu")))
+
+
+def test_weights_in_another_type_are_not_shared(tmp_path: Path) -> None:
+    def graph(dtype: type) -> ir.Graph:
+        tensor = ir.Tensor(np.arange(600, dtype=dtype).astype(np.float32), name="w")
+        weight = ir.Value(name="w", const_value=tensor)
+        if dtype is np.int64:
+            weight.const_value = ir.Tensor(np.arange(600), name="w")
+        node = ir.node("Identity", [weight])
+        return ir.Graph([], node.outputs, nodes=[node], initializers=[weight])
+
+    graphs = [graph(np.float32), graph(np.int64), graph(np.float32)]
+    DataWriter(tmp_path, "data").write(*graphs)
+    stored = [g.initializers["w"].const_value for g in graphs]
+    assert stored[0].offset == stored[2].offset != stored[1].offset
+    np.testing.assert_array_equal(stored[1].numpy(), np.arange(600))
+
+
+def rewritten(folder: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / "manifest.json").read_text())
+    change(content)
+    (copy / "manifest.json").write_text(json.dumps(content))
+    return copy
+
+
+def test_the_first_graph_that_can_run_here_is_taken(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(*NAMES)
+    assert Manifest.load(folder).graph == "model.onnx"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.0")
+    assert (Manifest.load(folder).graph, Manifest.load(folder).target) == (
+        "model.node.onnx",
+        "node",
+    )
+    assert Manifest.load(folder, "model.web.onnx").padded_batches is False
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.0")
+    with pytest.raises(UserError, match=r"needs onnxruntime 1\.32 or newer, this is 1\.20\.0"):
+        Manifest.load(folder)
+
+
+def test_a_graph_that_asks_for_a_device_feature_is_passed_over(make: Make, tmp_path: Path) -> None:
+    def ask(content: dict[str, Any]) -> None:
+        content["graphs"][0]["requires"] = ["shader-f16"]
+
+    assert Manifest.load(rewritten(make(*NAMES), tmp_path / "copy", ask)).target == "node"
+
+
+def test_a_missing_graph_is_found(make: Make, tmp_path: Path) -> None:
+    def forget(content: dict[str, Any]) -> None:
+        del content["files"]["model.web.onnx"]
+
+    copy = rewritten(make(*NAMES), tmp_path / "copy", forget)
+    assert check_files(copy) == ["model.web.onnx: the graph is not among the manifest's files"]
+
+
+def test_a_preset_that_one_of_the_targets_lacks(make: Make) -> None:
+    with pytest.raises(UserError, match=r"^web has no preset mxfp4; it has int8, int4$"):
+        make("cpu", "web", quant="mxfp4")
+
+
+def test_activations_that_a_target_lacks(make: Make) -> None:
+    with pytest.raises(UserError, match=r"^--activations float16: cpu has float32$"):
+        make("cpu", activations="float16")
