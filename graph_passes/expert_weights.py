@@ -1,7 +1,7 @@
 """Expert weights in a kernel's layout, one expert at a time, never inflated.
 
-MXFP4 passes through byte for byte, becomes int8 exactly, or int4 from its code histograms;
-float experts are quantized directly.
+MXFP4 passes through byte for byte or with its codes turned around, becomes int8 exactly, or int4
+from its code histograms; float experts are quantized directly.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ class PackedSource(Protocol):
     def scales(self) -> StoredBytes: ...
 
 
-def packed_experts(weight: ExpertWeight, form: Format, rounding: Rounding) -> PackedPair:
-    """Codes uint8 [E, N, K*bits/8] and scales [E, N, K/block], float32 or for MXFP4 E8M0."""
+def packed_experts(
+    weight: ExpertWeight, form: Format, rounding: Rounding, *, by_column: bool = False
+) -> PackedPair:
+    """Codes uint8 [E, N, K*bits/8] and scales [E, N, K/block], float32 or for MXFP4 E8M0.
+
+    `by_column`: codes of MXFP4 as [E, K, N/2], the scales where they are.
+    """
     experts, rows, columns = weight.source.shape
+    by_column = by_column and form.kind == "mxfp4"
     if columns % form.block:
         raise UserError(
             f"{weight.name}: {columns} input features are not whole blocks of {form.block}; "
@@ -39,7 +45,10 @@ def packed_experts(weight: ExpertWeight, form: Format, rounding: Rounding) -> Pa
     name = str(weight.name)  # the graph's own, which is gone when the stream is read
 
     def one(expert: int) -> tuple[Array, Array]:
-        return _pack(weight.source.read(expert), form, rounding, name, expert)
+        codes, scales = _pack(weight.source.read(expert), form, rounding, name, expert)
+        if by_column:
+            codes = mxfp4.transposed_codes(codes.reshape(rows, columns // 2))
+        return codes, scales
 
     def pairs() -> Iterator[tuple[Array, Array]]:
         yield from parallel_map(one, range(experts))
@@ -47,14 +56,14 @@ def packed_experts(weight: ExpertWeight, form: Format, rounding: Rounding) -> Pa
     scale_dtype = ir.DataType.FLOAT8E8M0 if form.kind == "mxfp4" else ir.DataType.FLOAT
     pair = PackedPair(
         pairs,
-        (experts, rows, columns * form.bits // 8),
+        (experts, columns, rows // 2) if by_column else (experts, rows, columns * form.bits // 8),
         (experts, rows, columns // form.block),
         scale_dtype,
     )
     # By these names graphs of one package share what they read whole and what they read in parts.
-    pair.packed.name = f"{name}_{str(form).partition(':')[0]}"
+    pair.packed.name = f"{name}_{str(form).partition(':')[0]}{'_columns' if by_column else ''}"
     pair.scales.name = f"{name}_scales"
-    if form.kind == "mxfp4" and isinstance(weight.source, PackedSource):
+    if form.kind == "mxfp4" and not by_column and isinstance(weight.source, PackedSource):
         pair.packed.origin, pair.scales.origin = weight.source.blocks, weight.source.scales
     return pair
 

@@ -23,6 +23,7 @@ class LowerMoE:
     quantization: Quantization
     rounding: Rounding = SEARCH
     accuracy_level: bool = True  # QMoE has that attribute, and with it int8-activation kernels
+    fp4_by_column: bool = False  # its kernel reads MXFP4 codes as [E, K, N/2], not as stored
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -51,9 +52,9 @@ class LowerMoE:
             op, inputs = "MoE", [hidden, rows, gate_up, gate_up_bias, down, down_bias]
         else:
             op = "QMoE"
-            w1, w2 = (_packed(graph, v, form, self.rounding) for v in (gate_up, down))
+            w1, w2 = (self._packed(graph, v, form) for v in (gate_up, down))
             inputs = [hidden, rows, *w1, gate_up_bias, *w2, down_bias]
-            attributes |= _layout(form, accuracy_level=self.accuracy_level)
+            attributes |= self._layout(form)
             if form.kind == "mxfp4":  # global scales are inputs 15 and 16
                 ones = _ones(graph, gate_up)
                 inputs += [None] * 7 + [ones, ones]
@@ -64,27 +65,25 @@ class LowerMoE:
         graph.remove(node, safe=True)
         discard(graph, gate_up, down)
 
+    def _packed(self, graph: ir.Graph, weight: ir.Value, form: Format) -> tuple[ir.Value, ir.Value]:
+        assert isinstance(weight.const_value, ExpertWeight)
+        pair = packed_experts(weight.const_value, form, self.rounding, by_column=self.fp4_by_column)
+        return (
+            initializer(graph, str(pair.packed.name), pair.packed),
+            initializer(graph, str(pair.scales.name), pair.scales),
+        )
 
-def _packed(
-    graph: ir.Graph, weight: ir.Value, form: Format, rounding: Rounding
-) -> tuple[ir.Value, ir.Value]:
-    assert isinstance(weight.const_value, ExpertWeight)
-    pair = packed_experts(weight.const_value, form, rounding)
-    return (
-        initializer(graph, str(pair.packed.name), pair.packed),
-        initializer(graph, str(pair.scales.name), pair.scales),
-    )
-
-
-def _layout(form: Format, *, accuracy_level: bool) -> dict[str, int | str]:
-    if form.kind == "mxfp4":
-        # 1 reads [E, N, K/2] row by row, as checkpoints store it; nothing else loads.
-        layout: dict[str, int | str] = {"quant_type": "fp4", "weights_prepacked": 1}
-    else:
-        layout = {"quant_type": "int", "weights_prepacked": 0}
-        if accuracy_level:
-            layout["accuracy_level"] = 4  # 2.5 times faster at decode
-    return layout | {"expert_weight_bits": form.bits, "block_size": form.block}
+    def _layout(self, form: Format) -> dict[str, int | str]:
+        layout: dict[str, int | str]
+        if form.kind == "mxfp4":
+            layout = {"quant_type": "fp4"}
+            if not self.fp4_by_column:
+                layout["weights_prepacked"] = 1  # the CPU's name for [E, N, K/2] as stored
+        else:
+            layout = {"quant_type": "int", "weights_prepacked": 0}
+            if self.accuracy_level:
+                layout["accuracy_level"] = 4  # 2.5 times faster at decode
+        return layout | {"expert_weight_bits": form.bits, "block_size": form.block}
 
 
 def _experts(weight: ir.Value) -> int:

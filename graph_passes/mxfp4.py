@@ -124,6 +124,20 @@ def to_int4(blocks: UInt8, scales: UInt8, block: int = BLOCK) -> tuple[UInt8, Fl
     return packed, out_scales
 
 
+def transposed_codes(packed: UInt8) -> UInt8:
+    """4-bit codes uint8 [N, K/2] as [K, N/2], low nibble the even row or column in both.
+
+    It is its own inverse. Raises ValueError for another rank and for an odd N.
+    """
+    if packed.ndim != 2 or len(packed) % 2:
+        raise ValueError(f"codes {packed.shape} are not an even number of packed rows")
+    even, odd = packed[0::2], packed[1::2]  # [N/2, K/2]
+    columns = np.empty((2 * packed.shape[1], len(packed) // 2), np.uint8)
+    np.bitwise_or((even & np.uint8(15)).T, (odd << np.uint8(4)).T, out=columns[0::2])
+    np.bitwise_or((even >> np.uint8(4)).T, (odd & np.uint8(240)).T, out=columns[1::2])
+    return columns
+
+
 def _check(blocks: UInt8, scales: UInt8) -> None:
     if blocks.dtype != np.uint8 or scales.dtype != np.uint8:
         raise ValueError(f"MXFP4 blocks and scales are uint8, not {blocks.dtype}, {scales.dtype}")

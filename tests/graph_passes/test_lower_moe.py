@@ -94,6 +94,62 @@ def test_mxfp4_passes_through_byte_for_byte(model: ir.Model, checkpoint: Checkpo
         assert scales.dtype == ir.DataType.FLOAT8E8M0
 
 
+def by_row(node: ir.Node) -> None:
+    """CUDA's order of the codes back into the CPU kernel's, from the bytes that are written."""
+    for place in (2, 5):
+        value = node.inputs[place]
+        columns = value.const_value.numpy()  # [E, K, N/2]
+        rows = np.stack([mxfp4.transposed_codes(expert) for expert in columns])
+        value.const_value = ir.Tensor(rows, name=value.name)
+        value.shape = ir.Shape(rows.shape)
+    node.attributes["weights_prepacked"] = ir.AttrInt64("weights_prepacked", 1)
+
+
+def test_mxfp4_by_column_is_exact(model: ir.Model, checkpoint: Checkpoint) -> None:
+    """The same codes turned around, expert by expert; the scales as they are stored."""
+    LowerMoE(uniform("test", MXFP4), fp4_by_column=True)(model)
+    node = nodes(model, "QMoE")[1]
+    assert {n: a.value for n, a in node.attributes.items()} == SWIGLU | {
+        "quant_type": "fp4",
+        "expert_weight_bits": 4,
+        "block_size": 32,
+    }
+    for which, at in (("gate_up_proj", 2), ("down_proj", 5)):
+        packed, scales = (value.const_value for value in node.inputs[at : at + 2])
+        source = checkpoint.expert_weight(1, which)
+        experts, rows, columns = source.shape
+        assert packed.name == f"{EXPERTS}.{which}_mxfp4_columns"  # not the CPU's bytes
+        assert (packed.origin, scales.origin) == (None, None)
+        chunks = list(packed.chunks())
+        assert [chunk.shape for chunk in chunks] == [(columns, rows // 2)] * experts
+        back = np.stack([mxfp4.transposed_codes(chunk) for chunk in chunks])
+        np.testing.assert_array_equal(back.reshape(-1), source.blocks.read().reshape(-1))
+        np.testing.assert_array_equal(scales.numpy().view(np.uint8), source.scales.read())
+
+
+def test_mxfp4_by_column_numbers(model: ir.Model, oracle: list[NDArray[np.float32]]) -> None:
+    LowerMoE(uniform("test", MXFP4), fp4_by_column=True)(model)
+    for node in nodes(model, "QMoE"):
+        by_row(node)
+    assert difference(computed(model), oracle) <= TOLERANCE
+
+
+def test_canary_codes_in_the_other_order_show(
+    model: ir.Model, oracle: list[NDArray[np.float32]]
+) -> None:
+    """The bytes of one order read as the other: square experts would hide a mere reshape."""
+    LowerMoE(uniform("test", MXFP4), fp4_by_column=True)(model)
+    for node in nodes(model, "QMoE"):
+        for place in (2, 5):
+            value = node.inputs[place]
+            experts, columns, half = value.const_value.shape.numpy()
+            array = value.const_value.numpy().reshape(experts, 2 * half, columns // 2)
+            value.const_value = ir.Tensor(array, name=value.name)
+            value.shape = ir.Shape(array.shape)
+        node.attributes["weights_prepacked"] = ir.AttrInt64("weights_prepacked", 1)
+    assert difference(computed(model), oracle) > 20 * TOLERANCE
+
+
 def test_int8_is_exact(model: ir.Model, checkpoint: Checkpoint) -> None:
     LowerMoE(uniform("test", INT8))(model)
     codes, scales = (

@@ -258,6 +258,23 @@ def test_encode_takes_bfloat16():
         np.testing.assert_array_equal(got, want)
 
 
+def test_transposed_codes_are_the_same_codes():
+    packed = np.random.default_rng(5).integers(0, 256, (6, 16), dtype=np.uint8)  # [N, K/2]
+    columns = mxfp4.transposed_codes(packed)
+    assert columns.shape == (32, 3)
+    for n in range(6):
+        for k in range(32):
+            stored = packed[n, k // 2] >> 4 * (k % 2) & 15
+            assert columns[k, n // 2] >> 4 * (n % 2) & 15 == stored
+    np.testing.assert_array_equal(mxfp4.transposed_codes(columns), packed)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8,), (2, 2, 8)])
+def test_codes_that_cannot_be_transposed(shape):
+    with pytest.raises(ValueError, match="not an even number of packed rows"):
+        mxfp4.transposed_codes(np.zeros(shape, np.uint8))
+
+
 def test_errors():
     for bad in (np.nan, np.inf, -np.inf):
         weight = gaussian(2, 64)
