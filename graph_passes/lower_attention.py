@@ -10,6 +10,7 @@ many of the new slots are tokens (query_seqlens: right-padded chunks of a batch;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ class LowerAttention:
         by_output = {linear.output: linear for linear in linears(graph)}
         lengths = _Lengths(graph)
         for node in attentions:
-            self._lower(graph, node, [by_output[v] for v in node.inputs[:3] if v], lengths)
+            self._lower(graph, node, qkv_of(node, by_output), lengths)
         return len(attentions)
 
     def _lower(self, graph: ir.Graph, node: ir.Node, qkv: list[Linear], lengths: _Lengths) -> None:
@@ -85,18 +86,33 @@ class LowerAttention:
             outputs=[output(str(v.name), FLOAT, v.shape) for v in node.outputs],
             name=f"{name}.attention",
         )
-        weight = concatenated([linear.weight.const_value for linear in qkv])
-        qkv_bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
-        form = self.quantization.of("qkv", layer_of(name))
-        nodes = lowered(
-            graph, qkv[0].x, weight, qkv_bias, form, self.rounding, f"{name}.qkv_proj", packed
-        )
+        nodes = packed_qkv(graph, qkv, self.quantization, self.rounding, packed)
         graph.insert_before(node, [*nodes, attention])
         ir.convenience.replace_all_uses_with(
             node.outputs, attention.outputs, replace_graph_outputs=True
         )
         graph.remove(node, safe=True)
         remove(graph, *qkv)
+
+
+def qkv_of(node: ir.Node, by_output: Mapping[ir.Value, Linear]) -> list[Linear]:
+    """The three projections that a WindowedAttention reads."""
+    return [by_output[value] for value in node.inputs[:3] if value is not None]
+
+
+def packed_qkv(
+    graph: ir.Graph,
+    qkv: list[Linear],
+    quantization: Quantization,
+    rounding: Rounding,
+    packed: ir.Value,
+) -> list[ir.Node]:
+    """The projections as one linear whose output is `packed`: rows of q, k and v."""
+    weight = concatenated([linear.weight.const_value for linear in qkv])
+    bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
+    name = qkv[0].name.rpartition(".")[0]
+    form = quantization.of("qkv", layer_of(name))
+    return lowered(graph, qkv[0].x, weight, bias, form, rounding, f"{name}.qkv_proj", packed)
 
 
 def _rename_slots(cache: ir.Value | None, name: str) -> None:
