@@ -34,6 +34,7 @@ class QuantizeKv:
         for node in graph:
             if node.op_type != "GroupQueryAttention":
                 continue
+            node.resize_inputs(max(len(node.inputs), _V_SCALE + 1))
             for place, scale_input in ((3, _K_SCALE), (4, _V_SCALE)):
                 past, present = node.inputs[place], node.outputs[place - 2]
                 assert past is not None
