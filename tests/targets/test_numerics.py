@@ -1,0 +1,195 @@
+"""Every target's graphs against the portable graph: chunks, single tokens, past the window.
+
+The oracle computes with the very weights that packages hold, decoded, so what is compared is the
+lowering and not the rounding of weights. Each graph runs on ONNX Runtime's CPU provider, which
+casts where it lacks a kernel of 16 bits. Activations are not rounded to 8 bits (accuracy_level is
+taken off): how far that is off is no question of right or wrong here, and evaluations measure it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from evaluation.graph_runner import GraphRunner, open_model
+from evaluation.sensitivity import PackageWeights
+from evaluation.units import units
+from export.checkpoint import Checkpoint
+from export.exporter import export, export_portable
+from export.plan import GRAPH, Options
+from export.synthetic import synthesize
+from graph_passes.quantization import Quantization
+from runtimes.package import Manifest, graph_files
+from runtimes.target import Target, load_targets
+
+LAYERS, WIDEST = 3, 128  # the widest dot product: 4 heads of 32
+TOKENS, ENDS = 61, (20, 21, 37)  # the window is 16; then single tokens
+EPS = {
+    "float32": float(np.finfo(np.float32).eps),
+    "float16": float(np.finfo(np.float16).eps),
+    "bfloat16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps),
+}
+# int4 blocks of the tiny model's 64 columns: embedding and experts too.
+CHANGES = {"int4": ["embedding=int8:32"]}
+
+
+def tables() -> Iterator[Target]:
+    for target in load_targets().values():
+        yield from (target, *target.older)
+
+
+CASES = [
+    pytest.param(target, preset, activations, id=f"{target.name}-{target.min_runtime}-{preset}-"
+                 f"{activations}")
+    for target in tables()
+    for preset in target.presets
+    for activations in target.activations
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A random checkpoint, its portable graph, and packages of it."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint.open(self.folder / "tiny")
+
+    def package(self, target: Target, preset: str, activations: str) -> Path:
+        output = self.folder / f"{target.name}-{target.min_runtime}-{preset}-{activations}"
+        if not output.exists():
+            quantization = Quantization.parse(preset, CHANGES.get(preset, ()))
+            options = Options(
+                target, quantization, activations=activations, all_logits=True, kv="float"
+            )
+            export(self.checkpoint, options, output, lambda *_: None)
+        return output
+
+    @cache  # noqa: B019  lives as long as the tests do
+    def oracle(self, preset: str, damage: Callable[[ir.Model], None] | None = None) -> np.ndarray:
+        """Logits [T, V] of the portable graph with the weights that CPU packages hold."""
+        model = ir.load(self.folder / "portable" / GRAPH)
+        package = self.package(load_targets()["cpu"], preset, "float32") / GRAPH
+        held = PackageWeights(package, self.folder / "portable" / GRAPH)
+        quantization = Quantization.parse(preset, CHANGES.get(preset, ()))
+        for unit in units(LAYERS):
+            form = quantization.of(unit.group, unit.layer)
+            for name in unit.weights if form.kind != "float" else ():
+                value = model.graph.initializers[name]
+                rows = np.concatenate(list(held.stream(name, form)()))
+                value.const_value = ir.Tensor(rows.reshape(value.shape.numpy()), name=name)
+        if damage is not None:
+            damage(model)
+        return fed(GraphRunner(open_model(model, self.folder / "portable", threads=1)))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    folder = tmp_path_factory.mktemp("numerics")
+    synthesize(folder / "tiny", geometry="tiny", layers=LAYERS)
+    export_portable(Checkpoint.open(folder / "tiny"), folder / "portable")
+    return Lab(folder)
+
+
+def fed(runner: GraphRunner) -> np.ndarray:
+    ids = np.random.default_rng(5).integers(0, 512, (1, TOKENS))
+    ends = [*ENDS, *range(ENDS[-1] + 1, TOKENS + 1)]
+    chunks = zip([0, *ends[:-1]], ends, strict=True)
+    return np.concatenate([runner.feed(ids[:, a:b])[0] for a, b in chunks])
+
+
+def computed(folder: Path, graph: str) -> np.ndarray:
+    """Logits [T, V] of one graph of a package, its activations not rounded to 8 bits."""
+    layers = Manifest.load(folder, graph).kv.layers
+    windows = [layer.window if layer.windowed else None for layer in layers]
+    model = ir.load(folder / graph)
+    for node in model.graph.all_nodes():
+        node.attributes.pop("accuracy_level", None)
+    return fed(GraphRunner(open_model(model, folder, threads=1), windows))
+
+
+def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest |difference|, as a share of the largest |logit|."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+# QMoE on the CPU rounds activations to 8 bits where weights have 8, accuracy_level or not: each to
+# half a 127th of its block's largest, about twice the root mean square; in two products a layer.
+EIGHT_BITS = 2 * math.sqrt(2 * LAYERS) * 2 / (127 * math.sqrt(12))
+
+
+def tolerance(activations: str) -> float:
+    """As in tests/parity: five dot products a layer follow one another, over K each.
+
+    In 16 bits sums are kept in float32 and it is each result that is rounded, about ten a layer
+    (norms, products, SwiGLU, residuals), by half an eps.
+    """
+    if activations == "float32":
+        return math.sqrt(5 * LAYERS * WIDEST) * EPS[activations]
+    return math.sqrt(10 * LAYERS) * EPS[activations]
+
+
+@pytest.mark.parametrize(("target", "preset", "activations"), CASES)
+def test_a_target_computes_what_the_portable_graph_does(
+    lab: Lab, target: Target, preset: str, activations: str
+) -> None:
+    folder = lab.package(target, preset, activations)
+    (graph,) = graph_files(folder)
+    rounded = preset == "int8" and target.experts == "QMoE"
+    most = max(tolerance(activations), EIGHT_BITS if rounded else 0)
+    assert error(computed(folder, graph), lab.oracle(preset)) <= most
+
+
+def no_sinks(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        if name.endswith(".sinks"):
+            value.const_value = ir.Tensor(np.full(value.shape.numpy(), -1e9, np.float32), name=name)
+
+
+def wider_window(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_type == "WindowedAttention" and node.attributes.get_int("window"):
+            node.attributes["window"] = ir.AttrInt64("window", 17)
+
+
+def other_experts(model: ir.Model) -> None:
+    value = model.graph.initializers["model.layers.1.mlp.experts.down_proj"]
+    value.const_value = ir.Tensor(np.roll(value.const_value.numpy(), 1, 0), name=value.name)
+
+
+def up_for_gate(model: ir.Model) -> None:
+    value = model.graph.initializers["model.layers.1.mlp.experts.gate_up_proj"]
+    swapped = value.const_value.numpy().reshape(4, 64, 2, 64)[:, :, ::-1].reshape(4, 128, 64)
+    value.const_value = ir.Tensor(swapped.copy(), name=value.name)
+
+
+def narrow_limit(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_type == "MoE":
+            node.attributes["swiglu_limit"] = ir.AttrFloat32("swiglu_limit", 0.5)
+
+
+def no_bias(model: ir.Model) -> None:
+    value = model.graph.initializers["model.layers.1.mlp.experts.down_proj_bias"]
+    value.const_value = ir.Tensor(np.zeros(value.shape.numpy(), np.float32), name=value.name)
+
+
+@pytest.mark.parametrize(
+    "damage", [no_sinks, wider_window, other_experts, up_for_gate, narrow_limit, no_bias]
+)
+def test_canary(lab: Lab, damage: Callable[[ir.Model], None]) -> None:
+    """Each fault would show, in every element type that a target computes in."""
+    away = error(lab.oracle("int4", damage), lab.oracle("int4"))
+    print(damage.__name__, away)
+    for activations in {kind for target in tables() for kind in target.activations}:
+        assert away > 2 * max(tolerance(activations), EIGHT_BITS), activations
