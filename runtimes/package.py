@@ -39,6 +39,7 @@ class KvLayout:
     num_kv_heads: int
     head_dim: int
     layers: tuple[KvLayer, ...]
+    in_place: bool = True  # past and present are one buffer, else each run makes the present anew
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _parse(content: Mapping[str, Any]) -> dict[str, Any]:
         dtype=str(kv["dtype"]),
         num_kv_heads=int(kv["num_kv_heads"]),
         head_dim=int(kv["head_dim"]),
+        in_place=bool(kv.get("in_place", True)),
         layers=tuple(KvLayer(entry["window"], bool(entry["windowed"])) for entry in kv["layers"]),
     )
     if any(layer.windowed and not layer.window for layer in values["kv"].layers):

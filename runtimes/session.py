@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from runtimes.errors import UserError
+from runtimes.kv_cache import KV_DTYPES, AppendedCache, Array, KvBuffer, make_buffer
 from runtimes.package import Package
 
 FIRST_CAPACITY = 256  # tokens
@@ -21,10 +23,7 @@ FIRST_CAPACITY = 256  # tokens
 WINDOW_SLACK = 0.25
 SNAPSHOTS = 4  # of 8 MB each at 20B's sizes
 
-KV_DTYPES = ("float32", "int8")
-
 Floats = NDArray[np.float32]
-Cache = NDArray[np.float32] | NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -32,40 +31,7 @@ class _Snapshot:
     """The windowed layers' rows after `length` tokens: one array [kv_heads, L, D] a buffer."""
 
     length: int
-    rows: list[Cache]
-
-
-class _Buffer:
-    """One KV tensor [B, kv_heads, C, D], bound as past and as present so that it never moves."""
-
-    def __init__(
-        self, past: str, present: str, shape: tuple[int, ...], window: int | None, dtype: str
-    ) -> None:
-        self.past, self.present, self.window = past, present, window
-        # Zeros cost nothing until a page is touched, and keep NaNs out of rows nobody wrote.
-        self.array: Cache = np.zeros(shape, np.dtype(dtype))
-
-    @property
-    def capacity(self) -> int:
-        return int(self.array.shape[2])
-
-    def first_position(self, length: int) -> int:
-        """Position that row 0 holds after `length` tokens: `T - L(T)` in the operator's doc."""
-        if self.window is None or length <= self.capacity:
-            return 0
-        evicted = self.capacity - self.window + 1  # at a time
-        return -(-(length - self.capacity) // evicted) * evicted
-
-    def grow(self, capacity: int, used: int) -> None:
-        batch, heads, _, size = self.array.shape
-        grown = np.zeros((batch, heads, capacity, size), self.array.dtype)
-        grown[:, :, :used] = self.array[:, :, :used]
-        self.array = grown
-
-    def bind(self, binding: onnxruntime.IOBinding) -> None:
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(self.array)
-        binding.bind_ortvalue_input(self.past, value)
-        binding.bind_ortvalue_output(self.present, value)
+    rows: list[Array]
 
 
 class Session:
@@ -86,7 +52,7 @@ class Session:
             )
         if manifest.kv.dtype not in KV_DTYPES:
             raise UserError(
-                f"a KV cache of {manifest.kv.dtype} is not supported; {' and '.join(KV_DTYPES)} are"
+                f"a KV cache of {manifest.kv.dtype} is not supported; {', '.join(KV_DTYPES)} are"
             )
         self.package = package
         self.batch = batch
@@ -97,6 +63,7 @@ class Session:
         self._capacity = min(max_length or FIRST_CAPACITY, self.max_length)
         self._buffers = self._make_buffers()
         self._windowed = [buffer for buffer in self._buffers if buffer.window is not None]
+        self._appended = [b for b in self._buffers if isinstance(b, AppendedCache)]
         for buffer in self._buffers:
             buffer.bind(self._binding)
         self._mask = np.zeros((batch, self._capacity), np.int64)
@@ -105,21 +72,24 @@ class Session:
         self._bind_chunk(1)
         self.reset()
 
-    def _make_buffers(self) -> list[_Buffer]:
-        kv = self.package.manifest.kv
+    def _make_buffers(self) -> list[KvBuffer]:
+        kv, provider = self.package.manifest.kv, self._graph.get_providers()[0]
+        make = partial(make_buffer, dtype=kv.dtype, provider=provider, in_place=kv.in_place)
         buffers = []
         for index, layer in enumerate(kv.layers):
             window = layer.window if layer.windowed else None
             rows = int(window * (1 + WINDOW_SLACK)) if window else self._capacity
             shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
             for part in ("key", "value"):
-                past, present = f"past_key_values.{index}.{part}", f"present.{index}.{part}"
-                buffers.append(_Buffer(past, present, shape, window, kv.dtype))
+                names = f"past_key_values.{index}.{part}", f"present.{index}.{part}"
+                buffers.append(make(*names, shape, window))
         return buffers
 
     def reset(self) -> None:
         """Forget everything; the buffers stay."""
         self._slots = 0  # columns of the attention mask in use
+        for buffer in self._appended:
+            buffer.cut(0)
         self._tokens: list[int] = []  # of a single sequence
         self._snapshots: list[_Snapshot] = []  # by length
 
@@ -164,12 +134,17 @@ class Session:
             self._ids[row, : len(tokens)] = tokens
             self._mask[row, self._slots : end] = np.arange(size) < len(tokens)
         self._bind_mask(end)
+        for buffer in self._appended:
+            buffer.bind(self._binding)
         try:
             self._graph.run_with_iobinding(self._binding, run_options)
         except BaseException:
             self._after_failure(end)
             raise
         self._slots = end
+        if self._appended:  # outputs come in the order they were first bound, the cache's first
+            for buffer, present in zip(self._appended, self._binding.get_outputs(), strict=False):
+                buffer.value = present
         if self.batch == 1:
             self._tokens.extend(rows[0])
         if self._logits.shape[1] == 1:
@@ -223,7 +198,7 @@ class Session:
         """
         if self._windowed:
             rows = [
-                buffer.array[0, :, : self._slots - buffer.first_position(self._slots)].copy()
+                buffer.saved(self._slots - buffer.first_position(self._slots))
                 for buffer in self._windowed
             ]
             self._snapshots.append(_Snapshot(self._slots, rows))
@@ -262,11 +237,13 @@ class Session:
                 best, reached = snapshot, min(snapshot.length, length)
         if best:
             for buffer, rows in zip(self._windowed, best.rows, strict=True):
-                buffer.array[0, :, : rows.shape[1]] = rows
+                buffer.restore(rows)
         self._cut(reached)
 
     def _cut(self, length: int) -> None:
         self._slots = length
+        for buffer in self._appended:
+            buffer.cut(length)
         del self._tokens[length:]
         self._snapshots = [s for s in self._snapshots if s.length <= length]
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from graph_passes.half_precision import HalfPrecision
 from runtimes.package import Package, write_manifest
 
 Floats = NDArray[np.float32]
@@ -193,20 +195,27 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_package(
-    folder: Path, model: TinyModel, *, windowed: bool = True, logits: str = "last"
+    folder: Path,
+    model: TinyModel,
+    *,
+    windowed: bool = True,
+    logits: str = "last",
+    kv_dtype: str = "float32",
 ) -> Path:
     folder.mkdir(parents=True)
-    onnx.save(
-        build_graph(model, windowed=windowed, logits=logits),
-        folder / "model.onnx", save_as_external_data=True, location="model.onnx.data",
-    )  # fmt: skip
+    graph = build_graph(model, windowed=windowed, logits=logits)
+    if kv_dtype != "float32":
+        half = ir.serde.deserialize_model(graph)
+        HalfPrecision(kv_dtype)(half)
+        graph = ir.serde.serialize_model(half)
+    onnx.save(graph, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [258, 264, 257], "do_sample": False})
     )
     layers = [{"window": w, "windowed": bool(windowed and w)} for w in model.windows]
-    kv = {"dtype": "float32", "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "layers": layers}
+    kv = {"dtype": kv_dtype, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "layers": layers}
     write_manifest(
         folder,
         {
