@@ -7,8 +7,11 @@ differs between its releases, the operators of com.microsoft, stands in each tar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from runtimes.target import Kernel
+
+Kernels = Mapping[tuple[str, str], Kernel]
 
 FLOAT = frozenset({"FLOAT"})
 INDEX = frozenset({"INT64", "INT32"})
@@ -48,7 +51,7 @@ GATHER_BLOCK_QUANTIZED = Kernel(
     inputs=3,
 )
 
-STANDARD: Mapping[tuple[str, str], Kernel] = {
+STANDARD: Kernels = {
     ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
     ("", "MatMul"): Kernel(FLOAT),
     ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
@@ -81,3 +84,13 @@ STANDARD: Mapping[tuple[str, str], Kernel] = {
     ("", "ReduceSum"): Kernel(INDEX, {"keepdims": None}),
     ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
 }
+
+
+def with_floats(kernels: Kernels, *dtypes: str) -> Kernels:
+    """The same kernels where each that computes in float32 computes in `dtypes` too."""
+    return {
+        name: replace(kernel, dtypes=kernel.dtypes | set(dtypes))
+        if FLOAT & kernel.dtypes
+        else kernel
+        for name, kernel in kernels.items()
+    }

@@ -1,6 +1,8 @@
 /** What a platform gives to the session: a graph to run, and buffers for the KV cache. */
 import type { OnnxValue, Tensor, TensorConstructor } from "onnxruntime-common";
 
+import type { KvDtype } from "./manifest.js";
+
 export interface Graph {
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
@@ -21,11 +23,14 @@ export interface Backend {
   readonly fillsOutputs: boolean;
   /** Prompt tokens a run takes when the caller does not say. */
   readonly chunk: number;
+  /** Why not more of them. */
+  readonly chunkReason?: string;
   makeKv(shape: KvShape): KvBuffer;
   dispose(): Promise<void>;
 }
 
 export interface KvShape {
+  dtype: KvDtype;
   heads: number;
   /** Tokens. */
   capacity: number;
@@ -44,9 +49,9 @@ export interface KvBuffer {
   take(present: Tensor): void;
   /** Make room for `capacity` tokens; the first `used` stay. */
   grow(capacity: number, used: number): void;
-  /** The first `used` rows of each head, [heads, used, size]. */
-  read(used: number): Float32Array;
-  write(rows: Float32Array): void;
+  /** The first `used` rows of each head, [heads, used, size], as bytes. */
+  read(used: number): Uint8Array;
+  write(rows: Uint8Array): void;
   dispose(): void;
 }
 
@@ -70,14 +75,22 @@ export class HostKv implements KvBuffer {
     return this.#inPlace ? this.past : null;
   }
 
-  get #data(): Float32Array {
-    return this.past.data as Float32Array;
+  get #bytes(): Uint8Array {
+    const { buffer, byteOffset, byteLength } = this.past.data as Float32Array;
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  }
+
+  /** Of one head. */
+  get #stride(): number {
+    return this.#bytes.length / this.#shape.heads;
   }
 
   #allocate(capacity: number): Tensor {
-    const { heads, size } = this.#shape;
-    const data = new Float32Array(heads * capacity * size);
-    return new this.#Tensor("float32", data, [1, heads, capacity, size]);
+    const { heads, size, dtype } = this.#shape;
+    const [count, dims] = [heads * capacity * size, [1, heads, capacity, size]];
+    return dtype === "float16"
+      ? new this.#Tensor(dtype, new Uint16Array(count), dims)
+      : new this.#Tensor(dtype, new Float32Array(count), dims);
   }
 
   take(present: Tensor): void {
@@ -91,22 +104,23 @@ export class HostKv implements KvBuffer {
     this.write(rows);
   }
 
-  read(used: number): Float32Array {
-    const { heads, size } = this.#shape;
-    const rows = new Float32Array(heads * used * size);
+  read(used: number): Uint8Array {
+    const { heads } = this.#shape;
+    const [bytes, stride] = [this.#bytes, this.#stride];
+    const length = this.capacity ? (stride / this.capacity) * used : 0;
+    const rows = new Uint8Array(heads * length);
     for (let head = 0; head < heads; head++) {
-      const from = head * this.capacity * size;
-      rows.set(this.#data.subarray(from, from + used * size), head * used * size);
+      rows.set(bytes.subarray(head * stride, head * stride + length), head * length);
     }
     return rows;
   }
 
-  write(rows: Float32Array): void {
-    const { heads, size } = this.#shape;
+  write(rows: Uint8Array): void {
+    const { heads } = this.#shape;
+    const [bytes, stride] = [this.#bytes, this.#stride];
     const length = rows.length / heads;
     for (let head = 0; head < heads; head++) {
-      const part = rows.subarray(head * length, (head + 1) * length);
-      this.#data.set(part, head * this.capacity * size);
+      bytes.set(rows.subarray(head * length, (head + 1) * length), head * stride);
     }
   }
 

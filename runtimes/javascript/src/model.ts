@@ -7,7 +7,7 @@ import { Harmony, type Message } from "./harmony.js";
 import type { Manifest } from "./manifest.js";
 import { type Sampling, samplingFromConfig } from "./sampling.js";
 import { Session } from "./session.js";
-import { Tokenizer } from "./tokenizer.js";
+import type { Tokenizer } from "./tokenizer.js";
 
 /** How far loading has come. */
 export interface Progress {
@@ -20,9 +20,25 @@ export interface Progress {
 }
 
 export interface PackageTexts {
-  tokenizer: string;
   config?: string;
   generationConfig?: string;
+}
+
+/** What computes. */
+export interface BackendInfo {
+  name: Backend["name"];
+  /** Why it is not a faster one. */
+  reason?: string;
+  /** File of the package's graph that runs. */
+  graph: string;
+  /** Element type it computes in. */
+  activations: string;
+  /** Why that graph, where the package has several. */
+  graphReason?: string;
+  /** Prompt tokens a run takes. */
+  chunk: number;
+  /** Why not more of them. */
+  chunkReason?: string;
 }
 
 export class Model {
@@ -37,9 +53,13 @@ export class Model {
   #session?: Session;
   #disposed = false;
 
-  protected constructor(manifest: Manifest, texts: PackageTexts, backend: Backend) {
-    this.manifest = manifest;
-    this.tokenizer = new Tokenizer(texts.tokenizer);
+  protected constructor(
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    texts: PackageTexts,
+    backend: Backend,
+  ) {
+    [this.manifest, this.tokenizer] = [manifest, tokenizer];
     const generation = JSON.parse(texts.generationConfig ?? "{}");
     const config = JSON.parse(texts.config ?? "{}");
     this.sampling = samplingFromConfig(generation);
@@ -48,9 +68,11 @@ export class Model {
     this.#backend = backend;
   }
 
-  /** What computes: "cpu", "webgpu" or "wasm", and why it is not a faster one. */
-  get backend(): { name: Backend["name"]; reason?: string } {
-    return { name: this.#backend.name, reason: this.#backend.reason };
+  /** What computes, and why. */
+  get backend(): BackendInfo {
+    const { name, reason, chunk, chunkReason } = this.#backend;
+    const { graph, graphReason, activations = "float32" } = this.manifest;
+    return { name, reason, graph, activations, graphReason, chunk, chunkReason };
   }
 
   /** UserError when the package's tokenizer lacks harmony's tokens. */

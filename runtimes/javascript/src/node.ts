@@ -5,6 +5,7 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+import * as tokenizers from "@huggingface/tokenizers";
 import type { InferenceSession } from "onnxruntime-common";
 
 import { type Backend, type Graph, HostKv } from "./backend.js";
@@ -12,6 +13,7 @@ import { UserError, firstLine } from "./errors.js";
 import { type Manifest, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
 import { type Ort, openGraph } from "./node_graph.js";
+import { Tokenizer } from "./tokenizer.js";
 
 export * from "./public.js";
 
@@ -38,12 +40,19 @@ export class GptOss extends Model {
     const text = await readOptional(path);
     if (text === undefined) throw new UserError(`${path}: no such file; ${root} is not a package`);
     const version = ort.env.versions.node ?? ort.env.versions.common;
-    const manifest = parseManifest(text, path, { name: "onnxruntime-node", version });
+    const manifest = parseManifest(text, path, {
+      name: "onnxruntime-node",
+      version,
+      target: "node",
+      providers: ["CPUExecutionProvider"],
+      features: new Set(),
+    });
     await checkSizes(root, manifest);
     if (verify) await checkHashes(root, manifest, onProgress, signal);
     signal?.throwIfAborted();
-    const tokenizer = await readOptional(join(root, "tokenizer.json"));
-    if (tokenizer === undefined) throw new UserError(`${root}: the package has no tokenizer.json`);
+    const vocabulary = await readOptional(join(root, "tokenizer.json"));
+    if (vocabulary === undefined) throw new UserError(`${root}: the package has no tokenizer.json`);
+    const tokenizer = new Tokenizer(vocabulary, tokenizers);
     const config = await readOptional(join(root, "config.json"));
     const generationConfig = await readOptional(join(root, "generation_config.json"));
     onProgress?.({ stage: "prepare", loaded: 0, total: 0 });
@@ -57,7 +66,7 @@ export class GptOss extends Model {
       makeKv: (shape) => new HostKv(ort.Tensor, shape, true),
       dispose: () => graph.release(),
     };
-    return new GptOss(manifest, { tokenizer, config, generationConfig }, backend);
+    return new GptOss(manifest, tokenizer, { config, generationConfig }, backend);
   }
 }
 
@@ -133,7 +142,7 @@ async function load(
   manifest: Manifest,
   threads?: number,
 ): Promise<Graph> {
-  const { intra_op_num_threads: wanted, config } = manifest.session;
+  const { intra_op_num_threads: wanted, config } = manifest.session ?? {};
   const options: InferenceSession.SessionOptions = {
     executionProviders: ["cpu"],
     intraOpNumThreads: threads ?? wanted ?? undefined,

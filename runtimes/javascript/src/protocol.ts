@@ -2,7 +2,7 @@
 import type { ChatEvent, ChatOptions, ReplyEnd } from "./chat.js";
 import type { FinishReason, GenerateOptions, Usage } from "./generation.js";
 import type { Message } from "./harmony.js";
-import type { Progress } from "./model.js";
+import type { BackendInfo, Progress } from "./model.js";
 
 /** Options without what cannot cross: signals become "abort" requests, sessions stay. */
 export type Sendable<T> = Omit<T, "signal" | "session" | "onProgress">;
@@ -22,7 +22,7 @@ export type Request =
 
 export interface LoadedInfo {
   name: string;
-  backend: { name: string; reason?: string };
+  backend: BackendInfo;
   notCached?: string;
 }
 

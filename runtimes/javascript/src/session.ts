@@ -14,7 +14,7 @@ const SNAPSHOTS = 4;
 /** The windowed layers' rows after `length` tokens. */
 interface Snapshot {
   length: number;
-  rows: Float32Array[];
+  rows: Uint8Array[];
 }
 
 interface Slot {
@@ -59,7 +59,7 @@ export class Session {
   }
 
   #makeSlots(): Slot[] {
-    const { num_kv_heads: heads, head_dim: size, layers } = this.#manifest.kv;
+    const { dtype, num_kv_heads: heads, head_dim: size, layers } = this.#manifest.kv;
     return layers.flatMap((layer, index) =>
       ["key", "value"].map((part) => {
         const window = layer.windowed ? layer.window : null;
@@ -67,7 +67,7 @@ export class Session {
         return {
           past: `past_key_values.${index}.${part}`,
           present: `present.${index}.${part}`,
-          buffer: this.#backend.makeKv({ heads, capacity, size, windowed: window !== null }),
+          buffer: this.#backend.makeKv({ dtype, heads, capacity, size, windowed: window !== null }),
           window,
         };
       }),

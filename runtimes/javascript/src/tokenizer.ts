@@ -1,5 +1,5 @@
 /** Text to token ids and back, from a package's tokenizer.json. */
-import { Tokenizer as Library } from "@huggingface/tokenizers";
+import type { Tokenizer as Library } from "@huggingface/tokenizers";
 
 import { UserError, firstLine } from "./errors.js";
 
@@ -23,14 +23,19 @@ interface AddedToken {
   content: string;
 }
 
+/** What is used of `@huggingface/tokenizers`, which each platform loads in its own way. */
+export interface TokenizerLibrary {
+  Tokenizer: typeof Library;
+}
+
 /** A byte-level BPE tokenizer whose special tokens can be written by id only, never by text. */
 export class Tokenizer {
   readonly #library: Library;
   readonly #special: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
 
-  /** From the text of a tokenizer.json. */
-  constructor(text: string) {
+  /** From the text of a tokenizer.json, with `@huggingface/tokenizers`. */
+  constructor(text: string, { Tokenizer: Library }: TokenizerLibrary) {
     let content: Record<string, unknown> & { added_tokens?: AddedToken[] };
     try {
       content = JSON.parse(text);

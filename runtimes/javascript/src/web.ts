@@ -1,35 +1,39 @@
 /** `GptOss` in the browser: a package's URL, onnxruntime-web on WebGPU or WebAssembly. */
-import type { InferenceSession, Tensor } from "onnxruntime-common";
-
-import { type Backend, type Graph, HostKv } from "./backend.js";
+import type { Backend } from "./backend.js";
 import { Downloader } from "./download.js";
 import { UserError, firstLine } from "./errors.js";
-import { GpuKv } from "./gpu.js";
-import { externalDataFiles, parseManifest } from "./manifest.js";
+import type { Experts } from "./gpu_chunk.js";
+import { type Manifest, contains, externalDataFiles, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
+import { Tokenizer } from "./tokenizer.js";
+import { type GraphFiles, createSession, gpuBackend, wasmBackend } from "./web_backend.js";
+import {
+  type Device,
+  type Provider,
+  type RuntimeOptions,
+  findDevice,
+  importRuntime,
+  importTokenizers,
+} from "./web_runtime.js";
 
 export * from "./public.js";
 export { RemoteModel } from "./remote.js";
+export type { Ort } from "./web_runtime.js";
 
-export type Ort = typeof import("onnxruntime-common");
-
-export interface LoadOptions {
+export interface LoadOptions extends RuntimeOptions {
   /** "auto", the default, is WebGPU where it works, else WebAssembly: `model.backend` says why. */
-  backend?: "auto" | "webgpu" | "wasm";
-  /**
-   * The runtime, or the URL of the folder its files are in (onnxruntime-web's dist); imported as
-   * `onnxruntime-web/webgpu` or `onnxruntime-web/wasm` when left out.
-   */
-  ort?: Ort | string;
-  /** Where the runtime's own .wasm and .mjs files are, when not beside it. */
-  wasmPaths?: string | { mjs?: string; wasm?: string };
-  /** WebAssembly threads; they need a page that is cross-origin isolated. */
-  threads?: number;
+  backend?: "auto" | Provider;
   /** Keep the files for the next start (default), which then needs no network. */
   cache?: boolean;
   onProgress?: (progress: Progress) => void;
   /** Rejects with the signal's reason. */
   signal?: AbortSignal;
+}
+
+/** A way to run the package, tried in order. */
+interface Attempt {
+  provider: Provider;
+  manifest: Manifest;
 }
 
 export class GptOss extends Model {
@@ -45,205 +49,116 @@ export class GptOss extends Model {
       loaded += bytes;
       onProgress?.({ stage: "fetch", file, loaded, total });
     };
-    let reason = await whyNoWebgpu(options.backend ?? "auto");
-    const ort = await importRuntime(reason ? "wasm" : "webgpu", options);
+    const device = await findDevice(options.backend ?? "auto");
+    const [ort, library] = await Promise.all([
+      importRuntime(device.whyNot ? "wasm" : "webgpu", options),
+      importTokenizers(options),
+    ]);
     const files = await Downloader.open(base, options.cache ?? true, onBytes, signal);
     const text = await files.manifest();
-    const version = ort.env.versions.web ?? ort.env.versions.common;
-    const where = new URL("manifest.json", base).href;
-    const manifest = parseManifest(text, where, { name: "onnxruntime-web", version });
+    const choose = (features: ReadonlySet<string>) =>
+      parseManifest(text, new URL("manifest.json", base).href, {
+        name: "onnxruntime-web",
+        version: ort.env.versions.web ?? ort.env.versions.common,
+        target: "web",
+        // Graphs for WebGPU are those for WebAssembly too.
+        providers: ["WebGpuExecutionProvider", "CPUExecutionProvider"],
+        features,
+      });
+    const attempts = planAttempts(device, choose, options.backend);
+    const { manifest } = attempts[0];
 
-    const get = async (name: string) => {
+    const fetched = new Map<string, Promise<Uint8Array>>();
+    const get = (name: string): Promise<Uint8Array> => {
       const entry = manifest.files[name];
       if (!entry) throw new UserError(`${base}: the manifest names no ${name}; export it again`);
-      return files.file(name, entry);
+      const started = fetched.get(name) ?? files.file(name, entry);
+      fetched.set(name, started);
+      return started;
     };
+    const getText = async (name: string) => new TextDecoder().decode(await get(name));
     const optional = async (name: string) =>
-      name in manifest.files ? new TextDecoder().decode(await get(name)) : undefined;
-    // The graph says which data files it needs, so it comes first.
-    total = manifest.files[manifest.graph].size;
-    const graph = await get(manifest.graph);
-    const shards = externalDataFiles(graph);
-    const texts = ["tokenizer.json", "config.json", "generation_config.json"];
-    for (const name of [...shards, ...texts]) total += manifest.files[name]?.size ?? 0;
-    const [data, tokenizer, config, generationConfig] = await Promise.all([
-      Promise.all(shards.map(async (path) => ({ path, data: await get(path) }))),
-      get("tokenizer.json").then((bytes) => new TextDecoder().decode(bytes)),
-      optional("config.json"),
-      optional("generation_config.json"),
-    ]);
-    await files.keepManifest(text, manifest);
-    signal?.throwIfAborted();
-    onProgress?.({ stage: "prepare", loaded, total });
-    if (!reason && manifest.kv.layers.some((layer) => layer.windowed)) {
-      reason = "the package's KV cache is windowed, which WebGPU cannot run: use --target web";
-    }
-    const backend = await openBackend(ort, reason, graph, data, options);
-    const model = new GptOss(manifest, { tokenizer, config, generationConfig }, backend);
-    model.notCached = files.notCached;
-    return model;
-  }
-}
-
-type Provider = "webgpu" | "wasm";
-
-/** Each provider in the build that is made for it: kernels differ, and so does what is fetched. */
-async function importRuntime(
-  provider: Provider,
-  { ort, wasmPaths, threads }: LoadOptions,
-): Promise<Ort> {
-  let found: Ort;
-  if (typeof ort === "object") found = ort;
-  else {
-    try {
-      if (ort) {
-        const url = `${ort.replace(/\/+$/, "")}/ort.${provider}.bundle.min.mjs`;
-        found = await import(/* @vite-ignore */ /* webpackIgnore: true */ url);
-      } else if (provider === "webgpu") found = (await import("onnxruntime-web/webgpu")) as Ort;
-      else found = (await import("onnxruntime-web/wasm")) as Ort;
-    } catch (error) {
-      throw new UserError(
-        `onnxruntime-web cannot be loaded (${firstLine(error)}): install it, or say where it is ` +
-          "with the option ort",
-      );
-    }
-  }
-  if (wasmPaths) found.env.wasm.wasmPaths = wasmPaths;
-  if (threads) found.env.wasm.numThreads = threads;
-  return found;
-}
-
-type ExternalData = { path: string; data: Uint8Array }[];
-
-/** On WebGPU unless there is a `whyNot`, or the runtime finds one. */
-async function openBackend(
-  ort: Ort,
-  whyNot: string | undefined,
-  graph: Uint8Array,
-  data: ExternalData,
-  options: LoadOptions,
-): Promise<Backend> {
-  const open = (runtime: Ort, provider: Provider): Promise<InferenceSession> =>
-    runtime.InferenceSession.create(graph, {
-      executionProviders: [provider],
-      externalData: data,
-      logSeverityLevel: 3,
-    });
-  let reason = whyNot;
-  if (!reason) {
-    try {
-      return await gpuBackend(ort, await open(ort, "webgpu"), gpuChunk(graph));
-    } catch (error) {
-      reason = `WebGPU cannot load the graph: ${firstLine(error)}`;
-    }
-  }
-  if (options.backend === "webgpu") throw new UserError(reason);
-  const runtime = whyNot ? ort : await importRuntime("wasm", options);
-  try {
-    return wasmBackend(runtime, await open(runtime, "wasm"), reason);
-  } catch (error) {
-    throw new UserError(`ONNX Runtime cannot load the graph: ${firstLine(error)}`);
-  }
-}
-
-async function whyNoWebgpu(wanted: "auto" | Provider): Promise<string | undefined> {
-  if (wanted === "wasm") return "the caller asked for wasm";
-  if (!navigator.gpu) return "this browser has no WebGPU here";
-  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
-  if (!adapter) return "the browser found no WebGPU adapter";
-  if (wanted === "auto" && adapter.info?.isFallbackAdapter) {
-    return "the only WebGPU adapter is a software one, slower than WebAssembly";
-  }
-  return undefined;
-}
-
-/**
- * Prompt tokens a run takes. On WebGPU 1.30 gives logits that vary from run to run when QMoE gets
- * more than one token, and coarser ones when MatMulNBits gets 32 or more.
- */
-function gpuChunk(graph: Uint8Array): number {
-  const name = new TextEncoder().encode("QMoE");
-  for (let at = graph.indexOf(name[0]); at >= 0; at = graph.indexOf(name[0], at + 1)) {
-    if (name.every((byte, i) => graph[at + i] === byte)) return 1;
-  }
-  return 16;
-}
-
-async function gpuBackend(
-  ort: Ort,
-  session: InferenceSession,
-  chunk: number,
-): Promise<Backend> {
-  const device = (await ort.env.webgpu.device) as unknown as GPUDevice;
-  const wrap: typeof Tensor.fromGpuBuffer = (buffer, options) =>
-    ort.Tensor.fromGpuBuffer(buffer, options);
-  const graph = new Serial(session, () => Promise.resolve());
-  return {
-    name: "webgpu",
-    graph,
-    chunk,
-    Tensor: ort.Tensor,
-    fillsOutputs: false,
-    makeKv: (shape) => new GpuKv(device, wrap, shape),
-    dispose: () => graph.release(),
-  };
-}
-
-function wasmBackend(ort: Ort, session: InferenceSession, reason: string): Backend {
-  const graph = new Serial(session, nextTask);
-  return {
-    name: "wasm",
-    reason,
-    graph,
-    chunk: 512,
-    Tensor: ort.Tensor,
-    fillsOutputs: false,
-    makeKv: (shape) => {
-      // This runtime copies inputs in and outputs out, so a cache as long as its content is the
-      // cheapest; only a windowed one has its length from the start.
-      const capacity = shape.windowed ? shape.capacity : 0;
-      return new HostKv(ort.Tensor, { ...shape, capacity }, false);
-    },
-    dispose: () => graph.release(),
-  };
-}
-
-/** A session one run at a time: the runtime refuses a second one. */
-class Serial implements Graph {
-  readonly inputNames: readonly string[];
-  readonly outputNames: readonly string[];
-  readonly #session: InferenceSession;
-  readonly #after: () => Promise<void>;
-  #last: Promise<unknown> = Promise.resolve();
-
-  constructor(session: InferenceSession, after: () => Promise<void>) {
-    [this.#session, this.#after] = [session, after];
-    [this.inputNames, this.outputNames] = [session.inputNames, session.outputNames];
-  }
-
-  run(...[feeds, fetches]: Parameters<Graph["run"]>): ReturnType<Graph["run"]> {
-    const result = this.#last.then(async () => {
-      const results = await this.#session.run(feeds, fetches);
-      await this.#after();
-      return results;
-    });
-    this.#last = result.catch(() => {});
-    return result;
-  }
-
-  release(): Promise<void> {
-    return this.#last.then(() => this.#session.release());
-  }
-}
-
-/** Lets events come in: WebAssembly runs without ever leaving the task. */
-function nextTask(): Promise<void> {
-  return new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel(); // timers would wait 4 ms
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
+      name in manifest.files ? await getText(name) : undefined;
+    const expect = (names: readonly string[]) => {
+      for (const name of names) if (!fetched.has(name)) total += manifest.files[name]?.size ?? 0;
     };
-    port2.postMessage(null);
-  });
+    /** The graph says which data files it needs, so it comes first. */
+    const getGraph = async (name: string, others: readonly string[]): Promise<GraphFiles> => {
+      expect([name]);
+      const graph = await get(name);
+      const shards = externalDataFiles(graph);
+      expect([...shards, ...others]);
+      const data = shards.map(async (path) => ({ path, data: await get(path) }));
+      await Promise.all([...data, ...others.filter((n) => n in manifest.files).map(get)]);
+      return { graph, data: await Promise.all(data) };
+    };
+    const texts = ["tokenizer.json", "config.json", "generation_config.json"];
+    await getGraph(manifest.graph, texts);
+    const tokenizer = new Tokenizer(await getText("tokenizer.json"), library);
+    const config = await optional("config.json");
+    const generationConfig = await optional("generation_config.json");
+    await files.keepManifest(text, manifest);
+
+    let reason = device.whyNot;
+    for (const { provider, manifest } of attempts) {
+      const graphFiles = await getGraph(manifest.graph, []);
+      signal?.throwIfAborted();
+      onProgress?.({ stage: "prepare", loaded, total });
+      let backend: Backend;
+      try {
+        const runtime = provider === "wasm" && !device.whyNot
+          ? await importRuntime("wasm", options)
+          : ort;
+        const session = await createSession(runtime, provider, graphFiles);
+        const experts = expertsInQMoE(graphFiles.graph, manifest, config);
+        if (provider === "webgpu") backend = await gpuBackend(runtime, session, experts);
+        else backend = wasmBackend(runtime, session, reason ?? whyNotGpu(manifest));
+      } catch (error) {
+        if (error instanceof UserError) throw error;
+        if (provider === "wasm") {
+          throw new UserError(`ONNX Runtime cannot load the graph: ${firstLine(error)}`);
+        }
+        reason = `WebGPU cannot load the graph: ${firstLine(error)}`;
+        continue;
+      }
+      const model = new GptOss(manifest, tokenizer, { config, generationConfig }, backend);
+      model.notCached = files.notCached;
+      return model;
+    }
+    throw new UserError(reason ?? whyNotGpu(manifest) ?? "WebGPU cannot run this package");
+  }
+}
+
+/** WebGPU with the best graph for the device, WebGPU with the plain one, WebAssembly. */
+function planAttempts(
+  device: Device,
+  choose: (features: ReadonlySet<string>) => Manifest,
+  wanted?: "auto" | Provider,
+): Attempt[] {
+  const plain = choose(new Set());
+  const best = device.whyNot ? plain : choose(device.features);
+  const manifests = best.graph === plain.graph ? [best] : [best, plain];
+  const gpu = device.whyNot ? [] : manifests.filter((manifest) => !whyNotGpu(manifest));
+  const attempts: Attempt[] = gpu.map((manifest) => ({ provider: "webgpu", manifest }));
+  if (wanted !== "webgpu") attempts.push({ provider: "wasm", manifest: plain });
+  if (!attempts.length) throw new UserError(device.whyNot ?? (whyNotGpu(best) as string));
+  return attempts;
+}
+
+function whyNotGpu({ kv }: Manifest): string | undefined {
+  return kv.layers.some((layer) => layer.windowed)
+    ? "the package's KV cache is windowed, which WebGPU cannot run: use --target web"
+    : undefined;
+}
+
+/** undefined for a graph without QMoE. */
+function expertsInQMoE(
+  graph: Uint8Array,
+  manifest: Manifest,
+  config?: string,
+): Experts | undefined {
+  if (!contains(graph, new TextEncoder().encode("QMoE"))) return undefined;
+  const { num_local_experts, hidden_size } = JSON.parse(config ?? "{}");
+  const count = manifest.weights?.num_experts ?? num_local_experts ?? 128;
+  return { count, hiddenSize: hidden_size ?? 64 };
 }

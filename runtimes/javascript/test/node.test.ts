@@ -5,7 +5,18 @@ import { join } from "node:path";
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
-import { type ChatEvent, GptOss, type Message, type Sampling, type Session, UserError, toolResult } from "../src/node.js";
+import { HostKv } from "../src/backend.js";
+import {
+  type ChatEvent,
+  GptOss,
+  type Message,
+  type Progress,
+  type Sampling,
+  Session,
+  UserError,
+  toolResult,
+} from "../src/node.js";
+import { openGraph } from "../src/node_graph.js";
 import { type Answers, NODE_PACKAGE, fromShared, toShared, vectors } from "./support.js";
 
 const { answers } = vectors<Answers>("answers");
@@ -204,6 +215,18 @@ describe("abort", () => {
   });
 });
 
+test("progress is told while a package is checked and loaded", async () => {
+  const seen: Progress[] = [];
+  const other = await GptOss.load(NODE_PACKAGE, { verify: true, onProgress: (p) => seen.push(p) });
+  await other.dispose();
+  const files = Object.entries(other.manifest.files);
+  const total = files.reduce((sum, [, entry]) => sum + entry.size, 0);
+  const verified = seen.filter((progress) => progress.stage === "verify");
+  expect(new Set(verified.map((progress) => progress.file))).toEqual(new Set(files.map(([f]) => f)));
+  expect(verified.at(-1)).toMatchObject({ loaded: total, total });
+  expect(seen.at(-1)?.stage).toBe("prepare");
+});
+
 test("a step copies no KV cache", async () => {
   const session = model.newSession(model.manifest.context_length);
   await session.feed([1, 2, 3]);
@@ -212,6 +235,33 @@ test("a step copies no KV cache", async () => {
   // The cache takes 13 MB and more here, and nothing is collected within one step.
   expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(1e6);
   session.dispose();
+});
+
+test.each(["1.30.0", "1.31.0"])("release %s runs its own way, to the same logits", async (release) => {
+  const ort = await import("onnxruntime-node");
+  // Only 1.30's private parts are known; of another release the public ones are used.
+  const env = { ...ort.env, versions: { ...ort.env.versions, node: release } };
+  const path = join(NODE_PACKAGE, model.manifest.graph);
+  const options = { intraOpNumThreads: 1, logSeverityLevel: 3 } as const;
+  const graph = await openGraph({ ...ort, env } as never, path, options);
+  expect(graph.constructor.name).toBe(release === "1.30.0" ? "DirectGraph" : "InferenceSession");
+  const session = new Session(
+    {
+      name: "cpu",
+      graph,
+      Tensor: ort.Tensor as never,
+      fillsOutputs: true,
+      chunk: 512,
+      makeKv: (shape) => new HostKv(ort.Tensor as never, shape, true),
+      dispose: () => graph.release(),
+    },
+    model.manifest,
+  );
+  const expected = model.newSession();
+  for (const tokens of [[1, 2, 3], [4], Array.from({ length: 300 }, (_, i) => i + 5), [6]]) {
+    expect(await session.feed(tokens)).toEqual(await expected.feed(tokens));
+  }
+  await graph.release();
 });
 
 test("a run that fails leaves what was there before it", async () => {
@@ -293,7 +343,7 @@ describe("what cannot be used says why in one line", () => {
     [
       "a runtime that is too old",
       () => manifest((m) => (m.min_runtime = "1.99")),
-      /needs onnxruntime 1\.99 or newer, this is onnxruntime-node 1\.\d+\.\d+; update it/,
+      /needs onnxruntime 1\.99 or newer, this is onnxruntime-node 1\.\d+\.\d+: update it/,
     ],
     ["a manifest without kv", () => manifest((m) => delete m.kv), /not a valid manifest \(no kv/],
     [

@@ -91,8 +91,11 @@ export async function openPage(browser: Browser, site: Site): Promise<Page> {
   // As text: the test runner would rewrite an import.
   await page.evaluate(`(async () => {
     globalThis.gptoss = await import("/runtimes/javascript/dist/web.js");
-    const ort = location.origin + "/runtimes/javascript/node_modules/onnxruntime-web/dist/";
-    globalThis.options = { ort };
+    const modules = location.origin + "/runtimes/javascript/node_modules/";
+    globalThis.options = {
+      ort: modules + "onnxruntime-web/dist/",
+      tokenizers: modules + "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    };
   })()`);
   return page;
 }

@@ -1,0 +1,49 @@
+/** What is published: its size, and that it runs as it is. */
+import { execFileSync } from "node:child_process";
+import { readFileSync, readdirSync, statSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+import { expect, test } from "vitest";
+
+import { NODE_PACKAGE } from "./support.js";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const DIST = `${ROOT}dist/`;
+const ANSWER = "Join two or more pathname components, inserting '/' as needed.";
+const scripts = readdirSync(DIST).filter((name) => name.endsWith(".js"));
+
+test("all of it, minified, takes less than 60 kB without its peers", () => {
+  const bytes = scripts.reduce((sum, name) => sum + statSync(DIST + name).size, 0);
+  expect(bytes).toBeLessThan(60_000);
+  // What it leaves to its installer are peers, and nothing else.
+  const { dependencies, peerDependencies } = JSON.parse(readFileSync(`${ROOT}package.json`, "utf8"));
+  expect(dependencies).toBeUndefined();
+  const text = scripts.map((name) => readFileSync(DIST + name, "utf8")).join("\n");
+  const named = text.matchAll(/(?:from|import)\s*\(?"([^"]+)"/g);
+  const outside = [...named].map(([, name]) => name).filter((name) => !/^(\.|node:)/.test(name));
+  const owners = outside.map((name) => name.split("/").slice(0, name[0] === "@" ? 2 : 1).join("/"));
+  expect(new Set(owners)).toEqual(new Set(Object.keys(peerDependencies)));
+});
+
+test("the Node example answers", () => {
+  const options = { cwd: ROOT, encoding: "utf8" } as const;
+  expect(execFileSync("node", ["examples/node.mjs", NODE_PACKAGE], options)).toBe(`${ANSWER}\n`);
+});
+
+test("where the runtime was set up before, answers are the same", () => {
+  // Then its binding cannot be told to leave the outputs alone: runs go the public way.
+  const code = `
+    import { createRequire } from "node:module";
+    import { InferenceSession } from "onnxruntime-node";
+    await InferenceSession.create(process.argv[1] + "/tokenizer.onnx").catch(() => {});
+    const { GptOss } = await import("gptoss-onnx");
+    const model = await GptOss.load(process.argv[1], { threads: 1 });
+    const question = [{ role: "user", content: "What does os.path.join do?" }];
+    console.log(await model.chat(question).text());
+    await model.dispose();
+    const { binding } = createRequire(process.cwd() + "/")("onnxruntime-node/dist/binding.js");
+    console.log(binding[Symbol.for("gptoss-onnx.outputs")]);`;
+  const args = ["--input-type=module", "-e", code, NODE_PACKAGE];
+  const said = execFileSync("node", args, { cwd: ROOT, encoding: "utf8" });
+  expect(said).toBe(`${ANSWER}\nundefined\n`);
+});
