@@ -14,10 +14,15 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
+from graph_passes.decompose_attention import DecomposeAttention
+from graph_passes.fit_linears import BIAS, FitLinears
 from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from graph_passes.gather_experts import GatherExperts
+from graph_passes.half_precision import HalfPrecision
 from graph_passes.last_token_logits import last_token_logits
 from graph_passes.lower_attention import LowerAttention
 from graph_passes.lower_moe import LowerMoE
+from graph_passes.pin_opset import pin_opset
 from graph_passes.quantization import Quantization
 from graph_passes.quantize_embedding import QuantizeEmbedding
 from graph_passes.quantize_kv import QuantizeKv
@@ -25,6 +30,7 @@ from graph_passes.quantize_linears import QuantizeLinears
 from graph_passes.rounding import Rounding
 from graph_passes.route_experts import RouteExperts
 from graph_passes.step import PassError, Step, rules
+from graph_passes.unpack_embedding import unpack_embedding
 from graph_passes.verify_target import VerifyTarget
 from runtimes.target import Target
 
@@ -59,19 +65,24 @@ def recipe(
         Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
-        Step(
-            "lower attention",
-            LowerAttention(quantization, windowed_kv, rounding, target.padded_batches),
-            layers,
-        ),
     ]
-    routed = 0
-    if target.experts == "routed":  # float experts stay in one operator
+    if target.has_kernel("com.microsoft", "GroupQueryAttention"):
+        lengths = target.padded_batches
+        attention = LowerAttention(quantization, windowed_kv, rounding, lengths)
+        steps.append(Step("lower attention", attention, layers))
+    else:
+        decompose = DecomposeAttention(quantization, rounding)
+        steps.append(Step("decompose attention", decompose, layers))
+    stock = 0
+    if target.experts in ("routed", "gathered"):  # float experts stay in one operator
         forms = (quantization.of("experts", layer) for layer in range(layers))
-        routed = sum(form.kind == "int" for form in forms)
-        steps.append(Step("route experts", RouteExperts(quantization, rounding), routed))
+        stock = sum(form.kind == "int" for form in forms)
+    if target.experts == "routed":
+        steps.append(Step("route experts", RouteExperts(quantization, rounding), stock))
+    if target.experts == "gathered":
+        steps.append(Step("gather experts", GatherExperts(quantization, rounding), stock))
     level = target.has_attribute("com.microsoft", "QMoE", "accuracy_level")
-    steps.append(Step("lower MoE", LowerMoE(quantization, rounding, level), layers - routed))
+    steps.append(Step("lower MoE", LowerMoE(quantization, rounding, level), layers - stock))
     if kv_max is not None:
         steps.append(Step("quantize KV", QuantizeKv(kv_max), layers))
     if not all_logits:  # needs the lengths that attention put into the graph
@@ -81,6 +92,17 @@ def recipe(
     embedding = quantization.of("embedding")
     if embedding.kind == "int":
         steps.append(Step("quantize embedding", QuantizeEmbedding(embedding, rounding), 1))
+        if not target.has_kernel("com.microsoft", "GatherBlockQuantized"):
+            steps.append(Step("unpack embedding", unpack_embedding, 1))
+    packed = target.kernels.get(("com.microsoft", "MatMulNBits"))
+    if packed is not None and not target.reads_input("com.microsoft", "MatMulNBits", BIAS):
+        linears = [quantization.of(g, n).kind for g in ("qkv", "o") for n in range(layers)]
+        linears.append(quantization.of("lm_head").kind)
+        fit = FitLinears(packed.inputs, packed.min_inputs)
+        steps.append(Step("fit linears", fit, linears.count("int")))
+    if activations != "float32":
+        half = HalfPrecision(activations, cast_weights)
+        steps.append(Step("half precision", half, 1))
     return steps
 
 
@@ -93,6 +115,7 @@ def lower(model: ir.Model, steps: list[Step], target: Target) -> ir.Model:
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.opset_imports["com.microsoft"] = 1
     RemoveUnusedOpsetsPass()(model)
+    pin_opset(model, target.opset)
     VerifyTarget(target)(model)
     if model.functions:
         raise PassError(f"functions are left: {', '.join(str(f) for f in model.functions)}")

@@ -63,6 +63,8 @@ class Target:
     # tokens; "gathered", MatMulNBits over a token's experts.
     experts: str = "QMoE"
     experts_reason: str = ""
+    # Operators it has a kernel of that is not fit for this model, and why; none of `kernels`.
+    unfit: Mapping[tuple[str, str], str] = field(default_factory=dict)
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
     kv: str = "float"  # the KV cache unless another is asked for: "float" (as activations), "int8"
     max_data_bytes: int | None = None  # largest data file its loader takes
@@ -79,7 +81,7 @@ class Target:
         """Why a node cannot run here, in words; None when it can."""
         kernel = self.kernels.get((domain, op))
         if kernel is None:
-            return f"{op} on {self.name}: no kernel"
+            return f"{op} on {self.name}: {self.unfit.get((domain, op), 'no kernel')}"
         why = kernel.refusal(attributes, inputs)
         return None if why is None else f"{op} on {self.name}: {why}"
 
@@ -109,8 +111,12 @@ class Target:
 
     @property
     def padded_batches(self) -> bool:
-        """Whether rows of a batch may get different numbers of tokens at once (GQA's input 16)."""
-        return self.reads_input("com.microsoft", "GroupQueryAttention", QUERY_SEQLENS)
+        """Whether rows of a batch may get different numbers of tokens at once.
+
+        GroupQueryAttention must be told (its input 16); standard operators read the mask.
+        """
+        attention = ("com.microsoft", "GroupQueryAttention")
+        return not self.has_kernel(*attention) or self.reads_input(*attention, QUERY_SEQLENS)
 
     def slow_here(self, experts: str) -> str | None:
         """Why experts of that format are slow on this machine, and what to do; None if not."""
