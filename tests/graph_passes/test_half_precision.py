@@ -15,7 +15,7 @@ from export.binding import bind
 from export.checkpoint import Checkpoint
 from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
 from graph_passes.half_precision import HalfPrecision
-from graph_passes.last_token_logits import last_token_logits
+from graph_passes.last_token_logits import LastTokenLogits
 from graph_passes.lower_attention import LowerAttention
 from graph_passes.lower_moe import LowerMoE
 from graph_passes.quantization import FP32, INT4, MXFP4, Format, uniform
@@ -50,7 +50,7 @@ def lowered(checkpoint: Checkpoint, traced: ir.Model) -> Lower:
             RouteExperts(quantization)(model)
         else:
             LowerMoE(quantization, accuracy_level=False)(model)
-        last_token_logits(model)
+        LastTokenLogits()(model)
         QuantizeLinears(quantization)(model)
         if form is not FP32:
             QuantizeEmbedding(quantization.of("embedding"))(model)
