@@ -2,9 +2,8 @@
 
 One package serves both, on WebAssembly through the module onnxruntime-web/wasm: without WebGPU,
 onnxruntime-web/webgpu has no GatherBlockQuantized. Against node's table: WebGPU refuses a windowed
-cache, and experts stay in QMoE, which WebGPU computes on packed weights where a choice by `If`
-would wait for the GPU once an expert. On WebAssembly (one thread) QMoE is the faster form too: a
-layer decodes a token in 0.6 ms against 3.1 ms at the demo's sizes, 0.9 s against 2.2 s at 20B's.
+cache. For several tokens two of WebGPU's kernels are wrong on some devices; the JavaScript runtime
+finds out how many it may give (gpu_chunk.ts).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from runtimes.kernels import (
     NORM,
     STANDARD,
     SWIGLU,
+    with_floats,
 )
 from runtimes.target import Kernel, Target
 
@@ -32,32 +32,42 @@ TARGET = Target(
     max_data_bytes=1_000_000_000,
     verified="kernel table, numerics, generation in Chromium 150 with onnxruntime-web 1.30: "
     "WebAssembly, and WebGPU on SwiftShader; WebGPU on a GPU: not measured",
-    kernels={
-        **STANDARD,
-        ("com.microsoft", "GroupQueryAttention"): Kernel(
-            FLOAT,
-            {
-                "num_heads": None,
-                "kv_num_heads": None,
-                "scale": None,
-                "do_rotary": frozenset({0, 1}),
-                "local_window_size": None,
-            },
-            inputs=16,
-        ),
-        ("com.microsoft", "QMoE"): Kernel(
-            FLOAT,
-            SWIGLU
-            | {
-                "quant_type": frozenset({"int"}),
-                "expert_weight_bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "weights_prepacked": frozenset({0}),
-            },
-            inputs=11,  # no zero points
-        ),
-        ("com.microsoft", "MatMulNBits"): MATMUL_NBITS,
-        ("com.microsoft", "GatherBlockQuantized"): GATHER_BLOCK_QUANTIZED,
-        ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
-    },
+    # The plain graph first: everything that knows nothing of devices reads that one.
+    activations=("float32", "float16"),
+    device_features={"float16": "shader-f16"},
+    experts="QMoE",
+    experts_reason="a layer decodes a token on WebAssembly, one thread, in 0.6 ms against 3.1 ms "
+    "routed at the demo's sizes, in 0.9 s against 2.2 s at 20B's; the demo on WebGPU (SwiftShader) "
+    "in 1.5 s against 3.1 s",
+    kernels=with_floats(
+        {
+            **STANDARD,
+            ("com.microsoft", "GroupQueryAttention"): Kernel(
+                FLOAT,
+                {
+                    "num_heads": None,
+                    "kv_num_heads": None,
+                    "scale": None,
+                    "do_rotary": frozenset({0, 1}),
+                    "local_window_size": None,
+                },
+                inputs=16,
+            ),
+            ("com.microsoft", "QMoE"): Kernel(
+                FLOAT,
+                SWIGLU
+                | {
+                    "quant_type": frozenset({"int"}),
+                    "expert_weight_bits": frozenset({4, 8}),
+                    "block_size": BLOCKS,
+                    "weights_prepacked": frozenset({0}),
+                },
+                inputs=11,  # no zero points
+            ),
+            ("com.microsoft", "MatMulNBits"): MATMUL_NBITS,
+            ("com.microsoft", "GatherBlockQuantized"): GATHER_BLOCK_QUANTIZED,
+            ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
+        },
+        "FLOAT16",
+    ),
 )
