@@ -55,7 +55,7 @@ def _graph(made: Plan, planned: PlannedGraph) -> dict[str, Any]:
         "kv": {
             "dtype": dtype,
             # A graph of standard operators makes the present anew at every run.
-            "in_place": target.has_kernel("com.microsoft", "GroupQueryAttention"),
+            "in_place": target.fuses_attention(spec.num_global_tokens),
             "scales": _kv_scales(options.kv_calibration) if dtype == "int8" else None,
             "num_kv_heads": spec.num_kv_heads,
             "head_dim": spec.head_dim,

@@ -192,6 +192,11 @@ def _check(checkpoint: Checkpoint, options: Options, target: Target) -> None:
             "--link refers to MXFP4 experts inside the checkpoint: it needs --quant mxfp4 and a "
             "checkpoint whose experts are MXFP4; leave it out to copy"
         )
+    if options.link and target.fp4_by_column:
+        raise UserError(
+            f"--link: {target.name} reads MXFP4 experts in another order than checkpoints store "
+            "them; leave it out"
+        )
     if options.kv == "int8" and not target.int8_kv:
         raise UserError(f"--kv int8: attention on {target.name} has no such KV cache; leave it out")
     if options.kv == "int8" and options.kv_max is None:

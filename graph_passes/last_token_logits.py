@@ -73,7 +73,3 @@ def _last_slot(graph: ir.Graph, x: ir.Value, hidden: ir.Value) -> list[ir.Node]:
 
 def _constant(graph: ir.Graph, name: str, value: object) -> ir.Value:
     return initializer(graph, f"last_token.{name}", ir.Tensor(np.asarray(value, np.int64)))
-
-
-def last_token_logits(model: ir.Model) -> int:
-    return LastTokenLogits()(model)

@@ -19,7 +19,7 @@ from graph_passes.fit_linears import BIAS, FitLinears
 from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
 from graph_passes.gather_experts import GatherExperts
 from graph_passes.half_precision import HalfPrecision
-from graph_passes.last_token_logits import last_token_logits
+from graph_passes.last_token_logits import LastTokenLogits
 from graph_passes.lower_attention import LowerAttention
 from graph_passes.lower_moe import LowerMoE
 from graph_passes.pin_opset import pin_opset
@@ -40,6 +40,8 @@ class Counts(Protocol):
 
     @property
     def num_layers(self) -> int: ...
+    @property
+    def num_global_tokens(self) -> int: ...
 
 
 def recipe(
@@ -66,7 +68,7 @@ def recipe(
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
     ]
-    if target.has_kernel("com.microsoft", "GroupQueryAttention"):
+    if target.fuses_attention(spec.num_global_tokens):
         lengths = target.padded_batches
         attention = LowerAttention(quantization, windowed_kv, rounding, lengths)
         steps.append(Step("lower attention", attention, layers))
@@ -82,11 +84,13 @@ def recipe(
     if target.experts == "gathered":
         steps.append(Step("gather experts", GatherExperts(quantization, rounding), stock))
     level = target.has_attribute("com.microsoft", "QMoE", "accuracy_level")
-    steps.append(Step("lower MoE", LowerMoE(quantization, rounding, level), layers - stock))
+    moe = LowerMoE(quantization, rounding, level, target.fp4_by_column)
+    steps.append(Step("lower MoE", moe, layers - stock))
     if kv_max is not None:
         steps.append(Step("quantize KV", QuantizeKv(kv_max), layers))
     if not all_logits:  # needs the lengths that attention put into the graph
-        steps.append(Step("last token's logits", last_token_logits, 1))
+        last = LastTokenLogits(target.padded_batches)
+        steps.append(Step("last token's logits", last, 1))
     # o_proj and router a layer, lm_head; last, since the steps above look for traced linears.
     steps.append(Step("quantize linears", QuantizeLinears(quantization, rounding), 2 * layers + 1))
     embedding = quantization.of("embedding")

@@ -33,13 +33,16 @@ def refusal(node: ir.Node, target: Target) -> str | None:
     why = target.refusal(node.domain, node.op_type, attributes, len(node.inputs))
     if why is not None:
         return why
-    dtypes = target.kernels[node.domain, node.op_type].dtypes
+    kernel = target.kernels[node.domain, node.op_type]
+    for place in sorted(kernel.absent):
+        if place < len(node.inputs) and node.inputs[place] is not None:
+            return f"{node.op_type} on {target.name}: input {place} is refused by its kernel"
     # What a kernel computes in; packed weights and indices further right are the operator's own.
     for value in (*node.inputs[:1], *node.outputs[:1]):
         if value is None:
             continue
         if value.dtype is None:
             return f"{node.op_type} on {target.name}: {value.name} has no known element type"
-        if value.dtype.name not in dtypes:
+        if value.dtype.name not in kernel.dtypes:
             return f"{node.op_type} on {target.name}: {value.dtype.name} is not in its kernel"
     return None

@@ -15,7 +15,8 @@ from typing import Any
 
 from runtimes.errors import UserError
 
-QUERY_SEQLENS = 16  # the place of GroupQueryAttention's lengths of right-padded rows
+# Places of GroupQueryAttention's inputs: what is added to scores, lengths of right-padded rows.
+ATTENTION_BIAS, QUERY_SEQLENS = 10, 16
 Attribute = frozenset[Any] | None  # the values a kernel takes; None is any
 
 
@@ -27,6 +28,7 @@ class Kernel:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     inputs: int = 99  # how many of the operator's inputs it reads
     min_inputs: int = 0  # how many it must be given
+    absent: frozenset[int] = frozenset()  # places among those it reads that must stay empty
 
     def refusal(self, attributes: Mapping[str, Any], inputs: int) -> str | None:
         """Why the kernel cannot take a node of these attributes and inputs; None when it can."""
@@ -63,11 +65,13 @@ class Target:
     # tokens; "gathered", MatMulNBits over a token's experts.
     experts: str = "QMoE"
     experts_reason: str = ""
+    fp4_by_column: bool = False  # its QMoE reads MXFP4 codes as [E, K, N/2], not as they are stored
     # Operators it has a kernel of that is not fit for this model, and why; none of `kernels`.
     unfit: Mapping[tuple[str, str], str] = field(default_factory=dict)
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
     kv: str = "float"  # the KV cache unless another is asked for: "float" (as activations), "int8"
     max_data_bytes: int | None = None  # largest data file its loader takes
+    ort_files: bool = False  # a graph with its weights is one .ort file where that file's size does
     session_config: Mapping[str, str] = field(default_factory=dict)
     provider_options: Mapping[str, str] = field(default_factory=dict)
     fallback: str | None = None  # provider of nodes that `provider` has no kernel for
@@ -98,6 +102,11 @@ class Target:
         """Whether its kernel of that operator reads input number `place`."""
         kernel = self.kernels.get((domain, op))
         return kernel is not None and place < kernel.inputs
+
+    def fuses_attention(self, num_global_tokens: int) -> bool:
+        """Whether one kernel does the model's attention: global tokens are given it as a bias."""
+        kernel = self.kernels.get(("com.microsoft", "GroupQueryAttention"))
+        return kernel is not None and not (num_global_tokens and ATTENTION_BIAS in kernel.absent)
 
     @property
     def providers(self) -> list[str]:
