@@ -39,8 +39,9 @@ test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	@if command -v npm >/dev/null; then $(MAKE) test-js; else echo "no Node here: test-js is left out"; fi
 
-# The JavaScript runtime, on the demo's packages for Node and for browsers.
+# The JavaScript runtime, on the demo's packages for Python, for Node and for browsers.
 test-js: $(JS)/node_modules/.package-lock.json
+	$(MAKE) export MODEL=demo TARGET=cpu QUANT=int4 OUT=build/demo-cpu-int4
 	$(MAKE) export MODEL=demo TARGET=node QUANT=int4 OUT=build/demo-node-int4
 	$(MAKE) export MODEL=demo TARGET=web QUANT=int4 OUT=build/demo-web-int4
 	cd $(JS) && npm run --silent build && npm run --silent typecheck && npm test --silent

@@ -66,8 +66,8 @@ async function countLosses(device: GPUDevice, experts: number): Promise<number> 
       if (token.x == 0u) { atomicStore(&lengths[expert], 0u); }
       order[expert] = expert;
       workgroupBarrier();
-      for (var pass = 0u; pass < ${experts}u; pass++) {
-        for (var i = 0u; i + 1u < ${experts}u - pass; i++) {
+      for (var turn = 0u; turn < ${experts}u; turn++) {
+        for (var i = 0u; i + 1u < ${experts}u - turn; i++) {
           if (expert == i) { order[i + 1u] = max(order[i], order[i + 1u]); }
           workgroupBarrier();
         }

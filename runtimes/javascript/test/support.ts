@@ -5,7 +5,8 @@ import { fileURLToPath } from "node:url";
 import type { Message, SystemPrompt, Tool } from "../src/node.js";
 
 export const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
-/** The demo exported for Node and for browsers: `make test-js` makes them. */
+/** The demo exported for Python, for Node and for browsers: `make test-js` makes them. */
+export const CPU_PACKAGE = process.env.GPTOSS_CPU_PACKAGE ?? `${ROOT}build/demo-cpu-int4`;
 export const NODE_PACKAGE = process.env.GPTOSS_NODE_PACKAGE ?? `${ROOT}build/demo-node-int4`;
 export const WEB_PACKAGE = process.env.GPTOSS_WEB_PACKAGE ?? `${ROOT}build/demo-web-int4`;
 
