@@ -1,0 +1,100 @@
+"""ONNX Runtime's CUDA provider on GPUs below compute capability 8.0: Volta (V100), Turing (T4).
+
+Read from the kernels' source and out of the library of onnxruntime-gpu 1.26.0, whose device code
+begins at 6.0; that of 1.31.1 begins at 7.5. They have no bfloat16. A kernel that is registered from
+a version on without an end takes only nodes of that very version: If ends at 18 before it begins
+anew at 19, and Equal has none of 19, so opset 18.
+"""
+
+from __future__ import annotations
+
+from runtimes.kernels import BLOCKS, BOOL, INDEX, NORM
+from runtimes.target import Kernel, Target
+
+FLOAT = frozenset({"FLOAT", "FLOAT16"})
+NUMBER = FLOAT | INDEX
+ANY = NUMBER | BOOL | {"UINT8"}
+
+TARGET = Target(
+    name="cuda_sm70",
+    description="Linux or Windows with an NVIDIA GPU of compute capability 7.0 or 7.5 (V100, T4), "
+    "through onnxruntime-gpu",
+    provider="CUDAExecutionProvider",
+    min_runtime="1.26",
+    opset=18,
+    presets=("int8", "int4"),
+    activations=("float16",),
+    experts="gathered",
+    experts_reason="QMoE's kernels are not for 7.0; routed experts would wait for the GPU at each",
+    unfit={
+        ("com.microsoft", "GroupQueryAttention"): "below 8.0 its kernel takes every attention sink "
+        "for 0; attention is of standard operators there",
+        ("com.microsoft", "QMoE"): "its kernels are not for compute capability 7.0",
+    },
+    session_config={"session.use_device_allocator_for_initializers": "1"},
+    provider_options={"arena_extend_strategy": "kSameAsRequested"},
+    verified="kernel table (source, and the shipped library of 1.26.0), numerics on ONNX Runtime's "
+    "CPU provider; on a GPU: not measured (tests/targets/cuda_check.py does)",
+    kernels={
+        ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
+        ("", "MatMul"): Kernel(FLOAT),
+        ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
+        ("", "TopK"): Kernel(NUMBER, {"axis": None, "largest": None}, inputs=2),
+        ("", "Add"): Kernel(NUMBER),
+        ("", "Sub"): Kernel(NUMBER),
+        ("", "Mul"): Kernel(NUMBER),
+        ("", "Div"): Kernel(NUMBER),
+        ("", "Min"): Kernel(NUMBER),
+        ("", "Max"): Kernel(NUMBER),
+        ("", "Clip"): Kernel(FLOAT | {"INT64"}, inputs=3),
+        ("", "Less"): Kernel(NUMBER | BOOL),  # numbers to a bool
+        ("", "LessOrEqual"): Kernel(NUMBER | BOOL),
+        ("", "Greater"): Kernel(NUMBER | BOOL),
+        ("", "Equal"): Kernel(NUMBER | BOOL),
+        ("", "And"): Kernel(BOOL),
+        ("", "Or"): Kernel(BOOL),
+        ("", "Where"): Kernel(NUMBER | BOOL),
+        ("", "Range"): Kernel(INDEX),
+        ("", "CumSum"): Kernel(NUMBER),
+        ("", "ReduceSum"): Kernel(NUMBER, {"keepdims": None}),
+        ("", "Gather"): Kernel(ANY, {"axis": None}),
+        ("", "GatherND"): Kernel(FLOAT | {"INT64"} | BOOL, {"batch_dims": None}),
+        ("", "Concat"): Kernel(ANY, {"axis": None}),
+        ("", "Split"): Kernel(ANY, {"axis": None, "num_outputs": None}),
+        ("", "Slice"): Kernel(ANY),
+        ("", "Expand"): Kernel(ANY),
+        ("", "Transpose"): Kernel(ANY, {"perm": None}),
+        ("", "Reshape"): Kernel(ANY),
+        ("", "Squeeze"): Kernel(ANY),
+        ("", "Unsqueeze"): Kernel(ANY),
+        ("", "Shape"): Kernel(ANY, {"start": None, "end": None}),
+        ("", "Cast"): Kernel(ANY, {"to": None}),
+        ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
+        ("com.microsoft", "RotaryEmbedding"): Kernel(FLOAT, inputs=4),
+        ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None, "alpha": None}, inputs=2),
+        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}),
+        # Its kernel of 1.26 refuses a bias.
+        ("com.microsoft", "MatMulNBits"): Kernel(
+            FLOAT,
+            {
+                "N": None,
+                "K": None,
+                "bits": frozenset({4, 8}),
+                "block_size": BLOCKS,
+                "accuracy_level": None,  # known, and of no effect
+            },
+            inputs=5,
+        ),
+        ("com.microsoft", "GatherBlockQuantized"): Kernel(
+            FLOAT | {"UINT8"},
+            {
+                "bits": frozenset({4, 8}),
+                "block_size": BLOCKS,
+                "gather_axis": frozenset({0}),
+                "quantize_axis": frozenset({1}),
+            },
+            inputs=3,
+        ),
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
+    },
+)
