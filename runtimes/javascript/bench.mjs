@@ -1,69 +1,71 @@
 /**
- * Time per token at 200 and at 2,000 tokens of context, here and in the Python runtime, in turns.
+ * Tokens a second at 200 and at 2,000 tokens of context, here and in the Python runtime, in turns:
+ * greedy replies, all of it measured, sampler and tokens handed over one by one.
  *
- *     npm run build && node bench.mjs ../../build/demo-node-int4
+ *     npm run build && node bench.mjs ../../build/demo-node-int4 [threads] [rounds]
  */
 import { execFileSync } from "node:child_process";
+import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { GptOss } from "./dist/node.js";
 
-const [folder = "../../build/demo-node-int4", threads = "1"] = process.argv.slice(2);
+const [folder = "../../build/demo-node-int4", threads = "1", rounds = "5"] = process.argv.slice(2);
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
-const [STEPS, ROUNDS, CONTEXTS] = [100, 5, [200, 2000]];
+const [STEPS, CONTEXTS] = [200, [200, 2000]];
 
 const PYTHON = `
-import sys, time, json
+import sys, json
+from runtimes.generation import Options, generate
 from runtimes.package import Package
+from runtimes.sampling import Sampling
 from runtimes.session import Session
 package = Package.open(sys.argv[1], threads=int(sys.argv[2]))
-for length in (200, 2000):
-    session = Session(package)
-    session.feed([[i % 3000 + 1 for i in range(length)]])
-    times = []
-    for step in range(${STEPS}):
-        start = time.perf_counter()
-        int(session.feed([[step + 1]])[0].argmax())
-        times.append(time.perf_counter() - start)
-    print(json.dumps(sorted(times)[len(times) // 2] * 1000))
+rates = []
+for length in ${JSON.stringify(CONTEXTS)}:
+    options = Options(${STEPS}, Sampling(temperature=0), stop_ids=())
+    reply = generate(Session(package), [i % 3000 + 1 for i in range(length)], options)
+    for token in reply:
+        pass
+    rates.append(reply.usage.decode_tokens_per_second)
+print(json.dumps(rates))
 `;
 
 const model = await GptOss.load(folder, { threads: Number(threads) });
 
-async function here() {
-  const medians = [];
+async function node() {
+  const rates = [];
   for (const length of CONTEXTS) {
     const session = model.newSession();
-    await session.feed(Array.from({ length }, (_, i) => (i % 3000) + 1));
-    const times = [];
-    for (let step = 0; step < STEPS; step++) {
-      const start = performance.now();
-      const logits = await session.feed([step + 1]);
-      logits.indexOf(Math.max(...logits.subarray(0, 1)));
-      times.push(performance.now() - start);
-    }
+    const prompt = Array.from({ length }, (_, i) => (i % 3000) + 1);
+    const options = { session, maxNewTokens: STEPS, stopIds: [], sampling: { doSample: false } };
+    const reply = model.generate(prompt, options);
+    for await (const _ of reply);
     session.dispose();
-    medians.push(times.sort((a, b) => a - b)[STEPS >> 1]);
+    rates.push((STEPS - 1) / reply.usage.decodeSeconds);
   }
-  return medians;
+  return rates;
 }
 
 function python() {
-  const args = ["-c", PYTHON, fileURLToPath(new URL(folder, `file://${process.cwd()}/`)), threads];
+  const args = ["-c", PYTHON, resolve(folder), threads];
   const text = execFileSync(`${ROOT}.venv/bin/python`, args, { cwd: ROOT, encoding: "utf8" });
-  return text.trim().split("\n").map(Number);
+  return JSON.parse(text);
 }
 
-const best = { node: [Infinity, Infinity], python: [Infinity, Infinity] };
-for (let round = 0; round < ROUNDS; round++) {
-  for (const [name, times] of [["node", await here()], ["python", python()]]) {
-    best[name] = best[name].map((time, i) => Math.min(time, times[i]));
-  }
+const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+await node(); // to compile
+const seen = { node: [], python: [] };
+for (let round = 0; round < Number(rounds); round++) {
+  seen.node.push(await node());
+  seen.python.push(python());
 }
-for (const [name, times] of Object.entries(best)) {
-  console.log(name, CONTEXTS.map((n, i) => `${times[i].toFixed(2)} ms at ${n} tokens`).join(", "));
-}
-console.log("node / python, tokens a second:", CONTEXTS.map((_, i) => {
-  return (best.python[i] / best.node[i]).toFixed(2);
-}).join(", "));
+CONTEXTS.forEach((length, i) => {
+  const [here, there] = [seen.node, seen.python].map((all) => median(all.map((rates) => rates[i])));
+  const ratios = seen.node.map((rates, round) => rates[i] / seen.python[round][i]);
+  console.log(
+    `${length} tokens of context: Node ${here.toFixed(0)} tokens/s, Python ${there.toFixed(0)}; ` +
+      `Node/Python ${median(ratios).toFixed(2)} (rounds ${ratios.map((r) => r.toFixed(2)).join(", ")})`,
+  );
+});
 await model.dispose();

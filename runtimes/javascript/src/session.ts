@@ -102,7 +102,8 @@ export class Session {
     }
     if (end > this.#capacity) this.#grow(end);
     const { Tensor } = this.#backend;
-    const ids = BigInt64Array.from(tokens, BigInt);
+    const ids = new BigInt64Array(tokens.length);
+    for (let i = 0; i < ids.length; i++) ids[i] = BigInt(tokens[i]);
     const feeds: Record<string, Tensor> = {
       input_ids: new Tensor("int64", ids, [1, tokens.length]),
       attention_mask: new Tensor("int64", this.#mask.subarray(0, end), [1, end]),
