@@ -85,7 +85,8 @@ def _stored(folder: Path, graph: str) -> set[tuple[str, int, int]]:
     """Where the weights of a graph lie: file, first byte, byte after the last."""
     import onnx_ir as ir
 
-    weights = (v.const_value for v in ir.load(folder / graph).graph.initializers.values())
+    model = ir.load(folder / graph)
+    weights = (v.const_value for part in model.graphs() for v in part.initializers.values())
     return {
         (str(weight.location), weight.offset or 0, (weight.offset or 0) + (weight.length or 0))
         for weight in weights

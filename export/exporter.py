@@ -21,6 +21,7 @@ from export.staging import staged
 from export.tokenizer_graph import tokenizer_graph
 from export.trace import trace
 from export.writer import DataWriter
+from graph_passes.weights_into_branches import weights_into_branches
 from runtimes.package import write_manifest
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
@@ -68,6 +69,8 @@ def write_package(
         writer = DataWriter(folder, f"{GRAPH}.data", made.max_data_bytes, links, count)
         writer.write(*(graph.model.graph for graph in made.graphs))
     for graph in made.graphs:
+        if graph.target.weights_in_branches:
+            weights_into_branches(graph.model)
         ir.save(graph.model, folder / graph.file)
     copy_files(checkpoint.path, folder)
     config = genai_config(checkpoint, options.windowed_kv(options.target))

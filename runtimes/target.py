@@ -65,6 +65,7 @@ class Target:
     # tokens; "gathered", MatMulNBits over a token's experts.
     experts: str = "QMoE"
     experts_reason: str = ""
+    weights_in_branches: bool = False  # it loads a branch's MatMulNBits only with its weights there
     fp4_by_column: bool = False  # its QMoE reads MXFP4 codes as [E, K, N/2], not as they are stored
     # Operators it has a kernel of that is not fit for this model, and why; none of `kernels`.
     unfit: Mapping[tuple[str, str], str] = field(default_factory=dict)

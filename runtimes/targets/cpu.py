@@ -39,6 +39,7 @@ ORT_1_24 = Target(
     experts="routed",
     experts_reason="its QMoE dequantizes every chosen expert at each step: 33 times slower at "
     "20B's sizes, 7 times at the demo's",
+    weights_in_branches=True,
     verified="x86-64: kernel table; generation on ONNX Runtime 1.24.3",
     kernels={
         **STANDARD,
@@ -59,7 +60,7 @@ ORT_1_24 = Target(
             inputs=14,
         ),
         ("com.microsoft", "MoE"): Kernel(FLOAT, SWIGLU, inputs=6),
-        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}),
+        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}, inputs=1),
         ("com.microsoft", "MatMulNBits"): MATMUL_NBITS,
         ("com.microsoft", "GatherBlockQuantized"): GATHER_BLOCK_QUANTIZED,
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
@@ -92,6 +93,7 @@ _typed = _more(
 ORT_1_29 = replace(
     ORT_1_27,
     min_runtime="1.29",
+    weights_in_branches=False,
     windowed_kv=True,
     verified="x86-64: kernel table; generation on ONNX Runtime 1.29.0 and 1.30.0",
     kernels={**ORT_1_27.kernels, ATTENTION: _windowed, QMOE: _typed},
