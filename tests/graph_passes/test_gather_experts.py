@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -67,7 +70,8 @@ def expert_weight(array: Array) -> ExpertWeight:
 
 def portable(stored: dict[str, Array]) -> ir.Model:
     """MoE alone, with its function body."""
-    hidden = value("hidden", ["batch", "sequence", HIDDEN])
+    size = stored["down_proj"].shape[1]
+    hidden = value("hidden", ["batch", "sequence", size])
     logits = value("logits", ["batch", "sequence", EXPERTS])
     graph = ir.Graph([hidden, logits], [], nodes=[], opset_imports={"": 21, DOMAIN: 1})
     inputs = [
@@ -78,7 +82,7 @@ def portable(stored: dict[str, Array]) -> ir.Model:
         )
         for name, array in stored.items()
     ]
-    out = value("out", ["batch", "sequence", HIDDEN])
+    out = value("out", ["batch", "sequence", size])
     attributes = {"top_k": TOP_K, "swiglu_limit": LIMIT, "swiglu_alpha": ALPHA}
     graph.append(
         ir.node("MoE", [hidden, logits, *inputs], attributes, domain=DOMAIN, outputs=[out])
@@ -109,14 +113,16 @@ def feeds(batch: int, tokens: int, *, seed: int = 2) -> dict[str, Array]:
     }
 
 
-def session(model: ir.Model) -> onnxruntime.InferenceSession:
+def serialized(model: ir.Model) -> bytes:
     copy = model.clone()
     for value in copy.graph.initializers.values():
         array = value.const_value.numpy()
         value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
-    return onnxruntime.InferenceSession(
-        ir.serde.serialize_model(copy).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    return bytes(ir.serde.serialize_model(copy).SerializeToString())
+
+
+def session(model: ir.Model) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(serialized(model), providers=["CPUExecutionProvider"])
 
 
 def computed(model: ir.Model, given: dict[str, Array]) -> Array:
@@ -183,6 +189,63 @@ def test_no_tensor_is_empty() -> None:
     sizes = [array.size for array in every_value(model, given)]
     assert len(sizes) > 300
     assert min(sizes) > 0
+
+
+def test_shapes_follow_from_the_number_of_tokens_alone() -> None:
+    """However tokens are routed: a runtime that compiles for shapes compiles once."""
+    shapes = []
+    for favourites in ([0, 1, 2], [7, 3, 0], []):
+        given = feeds(1, 21)
+        given["logits"][..., favourites] += 10
+        shapes.append([array.shape for array in every_value(gathered(INT4), given)])
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+MEASURED = """
+import sys
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+rng = np.random.default_rng(0)
+hidden, experts = (value.shape[2] for value in session.get_inputs())
+def run(tokens):
+    session.run(None, {
+        "hidden": rng.standard_normal((1, tokens, hidden), np.float32),
+        "logits": rng.standard_normal((1, tokens, experts), np.float32),
+    })
+run(2)
+before = peak()
+run(int(sys.argv[2]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
+def test_memory_does_not_grow_with_tokens_times_expert_weights(tmp_path: Path) -> None:
+    """256 tokens against 2: copies of each token's three experts would be 300 MB of codes."""
+    tokens = 256
+    rng = np.random.default_rng(1)
+    wide = {  # experts that weigh much more than rows
+        name: np.resize(rng.standard_normal(4096, np.float32), shape)
+        for name, shape in (
+            ("gate_up_proj", (EXPERTS, 2 * 512, 512)),
+            ("gate_up_proj_bias", (EXPERTS, 2 * 512)),
+            ("down_proj", (EXPERTS, 512, 512)),
+            ("down_proj_bias", (EXPERTS, 512)),
+        )
+    }
+    model = portable(wide)
+    GatherExperts(uniform("test", INT4))(model)
+    model.opset_imports["com.microsoft"] = 1
+    (tmp_path / "model.onnx").write_bytes(serialized(model))
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "model.onnx"), str(tokens)]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    codes = tokens * TOP_K * 3 * 512 * 512 // 2
+    rows = 2 * tokens * TOP_K * 4 * (3 * 2 * 512 + 4 * 512)  # gate and up, and what becomes of them
+    assert grown < 2 * rows < codes / 4
 
 
 def branch(model: ir.Model, name: str) -> ir.Graph:
