@@ -2,9 +2,10 @@
 MODEL ?= demo
 TARGET ?= cpu
 QUANT ?= int4
+MIN_RUNTIME ?=
 NAME = $(notdir $(patsubst %/,%,$(MODEL)))
 comma = ,
-OUT ?= build/$(NAME)-$(subst $(comma),+,$(TARGET))-$(QUANT)
+OUT ?= build/$(NAME)-$(subst $(comma),+,$(TARGET))-$(QUANT)$(addprefix -,$(MIN_RUNTIME))
 CALIBRATE ?=
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -14,13 +15,14 @@ SOURCES = $(shell find export graph_passes runtimes evaluation -name '*.py') cli
 
 JS = runtimes/javascript
 
-.PHONY: export test test-js chat bench lint verify eval clean
+.PHONY: export test test-js test-arm64 chat bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
 # A package is made again when the code, the recipe or a local checkpoint is newer than it.
 $(OUT)/manifest.json: $(DEV) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json)
 	$(BIN)/gptoss export $(MODEL) --target $(TARGET) --quant $(QUANT) \
+		$(if $(MIN_RUNTIME),--min-runtime $(MIN_RUNTIME)) \
 		$(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(OUT) --force
 
 chat: export
@@ -49,6 +51,13 @@ test-js: $(JS)/node_modules/.package-lock.json
 $(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
 	cd $(JS) && npm ci
 	touch $@
+
+# The CPU's packages on arm64, under qemu: ten minutes or more, so `make test` leaves it out.
+test-arm64: $(DEV)
+	$(MAKE) export MODEL=demo TARGET=cpu QUANT=int4 OUT=build/demo-cpu-int4
+	$(MAKE) export MODEL=demo TARGET=cpu QUANT=int4 MIN_RUNTIME=1.24 OUT=build/demo-cpu-int4-1.24
+	$(BIN)/python -m tests.targets.arm64 build/demo-cpu-int4 20
+	$(BIN)/python -m tests.targets.arm64 build/demo-cpu-int4-1.24 5 1.24.3
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
