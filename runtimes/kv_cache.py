@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 # Providers whose kernels would copy a cache in NumPy memory at every run, and what they call their
 # own memory.
-DEVICES: Mapping[str, str] = {"CUDAExecutionProvider": "cuda"}
+DEVICES: Mapping[str, str] = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 # Element types: NumPy's for the bytes (it has no bfloat16) and ONNX's number.
 _STORED = {
     "float32": (np.float32, 1),
@@ -122,7 +122,8 @@ class AppendedCache(KvBuffer):
     ) -> None:
         super().__init__(past, present, (*shape[:2], 0, shape[3]), None, dtype)
         self._device = device
-        self.value = _on_device(self.array, device)
+        # Empty, or cut, it lies on the host: the next run copies it to where it computes.
+        self.value = _on_device(self.array, "cpu")
 
     def grow(self, capacity: int, used: int) -> None:
         pass
@@ -134,7 +135,7 @@ class AppendedCache(KvBuffer):
     def cut(self, length: int) -> None:
         if length < self.value.shape()[2]:
             array = np.ascontiguousarray(self.value.numpy()[:, :, :length])
-            self.value = _on_device(array, self._device)
+            self.value = _on_device(array, "cpu")
 
 
 def make_buffer(

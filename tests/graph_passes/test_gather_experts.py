@@ -245,7 +245,7 @@ def test_memory_does_not_grow_with_tokens_times_expert_weights(tmp_path: Path) -
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     codes = tokens * TOP_K * 3 * 512 * 512 // 2
     rows = 2 * tokens * TOP_K * 4 * (3 * 2 * 512 + 4 * 512)  # gate and up, and what becomes of them
-    assert grown < 2 * rows < codes / 4
+    assert grown < rows < codes / 8
 
 
 def branch(model: ir.Model, name: str) -> ir.Graph:
