@@ -52,7 +52,7 @@ TARGET = Target(
         ("", "ReduceSum"): Kernel(FLOAT | INDEX, {"keepdims": None}),
         # Attention with global tokens is of these.
         ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
-        ("", "Where"): Kernel(FLOAT | INDEX),
+        ("", "Where"): Kernel(FLOAT | INDEX | BOOL),
         ("", "Max"): Kernel(FLOAT | INDEX),
         ("", "Less"): Kernel(INDEX | BOOL),  # numbers to a bool
         ("", "LessOrEqual"): Kernel(INDEX | BOOL),
