@@ -20,8 +20,12 @@ const TYPES: Record<string, string> = {
 export type Fault = Uint8Array | string | number | null;
 
 export class Site {
+  /** The folder at /package/. */
+  package = WEB_PACKAGE;
   /** By file name in the package. */
   readonly faults = new Map<string, Fault>();
+  /** Files of the package that are answered only once all of them were asked for. */
+  together = new Set<string>();
   /** Of the package, answered or not. */
   readonly requests: string[] = [];
   readonly #server: Server;
@@ -33,7 +37,7 @@ export class Site {
   /** The repository at /, the package at /package/ and whatever `folders` say. */
   static async start(folders: Record<string, string> = {}): Promise<Site> {
     const site = new Site(
-      createServer((request, response) => {
+      createServer(async (request, response) => {
         const path = decodeURIComponent((request.url ?? "/").split("?")[0]);
         const name = path.startsWith("/package/") ? path.slice("/package/".length) : undefined;
         if (name !== undefined) site.requests.push(name);
@@ -45,11 +49,12 @@ export class Site {
           response.writeHead(200, { "content-type": "text/html" });
           return void response.end("<!doctype html>");
         }
-        const mounted = Object.entries({ "/package/": WEB_PACKAGE, ...folders, "/": ROOT });
+        const mounted = Object.entries({ "/package/": site.package, ...folders, "/": ROOT });
         const [prefix, folder] = mounted.find(([start]) => path.startsWith(start)) as [string, string];
         let file = join(folder, path.slice(prefix.length));
         if (path.endsWith("/")) file = join(file, "index.html");
         if (fault === undefined && !existsSync(file)) return void response.writeHead(404).end();
+        await site.#allAsked(name);
         const type = TYPES[file.split(".").at(-1) ?? ""] ?? "application/octet-stream";
         response.writeHead(200, { "content-type": type });
         response.end(fault ?? readFileSync(file));
@@ -59,8 +64,23 @@ export class Site {
     return site;
   }
 
+  async #allAsked(name = ""): Promise<void> {
+    if (!this.together.has(name)) return;
+    while ([...this.together].some((other) => !this.requests.includes(other))) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
   get url(): string {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** As it was at first. */
+  reset(): void {
+    this.package = WEB_PACKAGE;
+    this.together.clear();
+    this.faults.clear();
+    this.requests.length = 0;
   }
 
   async stop(): Promise<void> {

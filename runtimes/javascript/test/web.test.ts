@@ -1,5 +1,8 @@
 /** The demo in Chromium: wasm and WebGPU, a worker, what is kept, and what cannot be loaded. */
-import { existsSync, readFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
@@ -7,7 +10,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { ChatEvent } from "../src/chat.js";
 import type * as Library from "../src/web.js";
 import { CHROMIUM, Site, openBrowser, openPage } from "./site.js";
-import { type Answers, WEB_PACKAGE, vectors } from "./support.js";
+import { type Answers, ROOT, WEB_PACKAGE, vectors } from "./support.js";
 
 declare const gptoss: typeof Library;
 declare const options: Library.LoadOptions & { ort: string };
@@ -30,8 +33,7 @@ describe.skipIf(!existsSync(CHROMIUM))("in Chromium", () => {
   });
   afterAll(() => Promise.all([browser?.close(), site?.stop()]));
   afterEach(async () => {
-    site.faults.clear();
-    site.requests.length = 0;
+    site.reset();
     await page?.context().close();
   });
 
@@ -171,6 +173,45 @@ describe.skipIf(!existsSync(CHROMIUM))("in Chromium", () => {
     expect(found.pieces).toBeLessThan(20);
     expect(found.messages).toBe(4);
     expect(found.after).toBe("UserError");
+  });
+
+  describe("of a package in several shards", () => {
+    let folder: string;
+    let shards: string[];
+    beforeAll(() => {
+      folder = mkdtempSync(join(tmpdir(), "gptoss-"));
+      const code = `
+import sys
+from dataclasses import replace
+from pathlib import Path
+from export.checkpoint import Checkpoint
+from export.exporter import export
+from export.plan import Options
+from graph_passes.quantization import Quantization
+from runtimes.target import get_target
+target = replace(get_target("web"), max_data_bytes=3_000_000)
+options = Options(target, Quantization.parse("int4"), activations="float32")
+export(Checkpoint.open("demo"), options, Path(sys.argv[1]), lambda *_: None)`;
+      execFileSync(`${ROOT}.venv/bin/python`, ["-c", code, `${folder}/cut`], { cwd: ROOT });
+      shards = readdirSync(`${folder}/cut`).filter((name) => name.includes(".data"));
+    });
+    afterAll(() => rmSync(folder, { recursive: true }));
+
+    test("they are fetched side by side", async () => {
+      expect(shards.length).toBeGreaterThan(3);
+      // The server gives none of them before all were asked for.
+      site.package = `${folder}/cut`;
+      site.together = new Set(shards);
+      page = await openPage(browser, site);
+      const said = await page.evaluate(
+        async ({ question, date }) => {
+          const model = await gptoss.GptOss.load("/package", { ...options, backend: "wasm" });
+          return model.chat(question, { system: { date } }).text();
+        },
+        { question: QUESTION, date },
+      );
+      expect(said).toBe(ANSWER);
+    });
   });
 
   const manifest = (change: (content: Record<string, any>) => void): string => {
