@@ -1,8 +1,10 @@
 """ONNX Runtime's DirectML provider: any GPU of DirectX 12 on Windows.
 
 Read out of the kernel registrations inside onnxruntime.dll of onnxruntime-directml 1.24.4, its last
-release; what a kernel does with its inputs from ONNX Runtime's source. It takes a node only of the
-very version it registers: If ends at 19, Scatter at 16, so opset 19 and no Scatter.
+release (tests/targets/directml_dll.py does); what a kernel does with its inputs from ONNX Runtime's
+source. It takes a node only of the very version it registers: If ends at 19, Scatter at 16, so
+opset 19 and no Scatter. It compiles a kernel anew for other shapes, so they follow from the number
+of tokens alone.
 """
 
 from __future__ import annotations

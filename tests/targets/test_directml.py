@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from graph_passes.quantization import Quantization
 from graph_passes.step import PassError
 from graph_passes.verify_target import VerifyTarget
 from runtimes.package import Manifest, Package
-from runtimes.target import get_target
+from runtimes.target import Kernel, get_target
 from tests.conftest import DEMO, DemoPackage
 from tests.targets.answers import answers
+from tests.targets.directml_dll import Library, wrong
 
 DIRECTML = get_target("directml")
 QUESTIONS = DEMO / "evaluation" / "questions.jsonl"
@@ -147,3 +150,23 @@ def test_the_cpus_answers(package: Path, demo_package: DemoPackage) -> None:
     found, wanted = (answers(one, QUESTIONS, 4)["replies"] for one in (ours, theirs))
     assert len(wanted) == 5
     assert [reply["ids"] for reply in found] == [reply["ids"] for reply in wanted]
+
+
+LIBRARY = os.environ.get("GPTOSS_DIRECTML_DLL")  # as tests/targets/directml_dll.py says
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="GPTOSS_DIRECTML_DLL names no onnxruntime.dll")
+def test_the_table_is_the_librarys() -> None:
+    assert wrong(DIRECTML, Library(Path(str(LIBRARY)))) == []
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="GPTOSS_DIRECTML_DLL names no onnxruntime.dll")
+def test_canary_what_the_library_has_not() -> None:
+    absent = [("com.microsoft", "QMoE"), ("com.microsoft", "GatherBlockQuantized"), ("", "Loop")]
+    newer = ("", "ScatterND")
+    kernels = {key: Kernel(frozenset({"FLOAT"})) for key in (*absent, newer)}
+    kernels["", "Softmax"] = Kernel(frozenset({"BFLOAT16"}))
+    target = dataclasses.replace(DIRECTML, kernels=kernels)
+    problems = wrong(target, Library(Path(str(LIBRARY))))
+    assert len(problems) == len(kernels)
+    assert {"ScatterND: no kernel of version 18", "Softmax: no kernel for BFLOAT16"} < {*problems}
