@@ -23,7 +23,8 @@ class VerifyTarget:
         nodes = list(model.graph.all_nodes())  # those of branches too
         for node in nodes:
             if (why := refusal(node, self.target)) is not None:
-                raise PassError(f"{node.name or node.op_type}: {why}")
+                oldest = f"onnxruntime {self.target.min_runtime}"
+                raise PassError(f"{node.name or node.op_type}: {why} ({oldest})")
         return len(nodes)
 
 

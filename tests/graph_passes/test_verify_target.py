@@ -13,7 +13,7 @@ TARGET = Target(
     name="probe",
     description="",
     provider="",
-    min_runtime="",
+    min_runtime="1.2",
     opset=21,
     presets=(),
     verified="",
@@ -70,7 +70,7 @@ def test_what_the_target_takes_is_counted() -> None:
     ids=lambda case: case if isinstance(case, str) else "",
 )
 def test_what_it_does_not_take_is_refused(refused: ir.Node, why: str) -> None:
-    with pytest.raises(PassError, match=f"{why}$"):
+    with pytest.raises(PassError, match=rf"{why} \(onnxruntime 1.2\)$"):
         verify(node("MatMul"), refused)
 
 
@@ -94,27 +94,39 @@ def test_nodes_of_branches_are_looked_at() -> None:
 
 
 GQA = "GroupQueryAttention"
-NEWER = {  # than ONNX Runtime 1.30, or refused by WebGPU
-    "accuracy_level": ("node", "QMoE", 8, {"accuracy_level": 4}, "attribute accuracy_level is not"),
-    "fp4": ("node", "QMoE", 8, {"quant_type": "fp4"}, r"quant_type=fp4 is not one of \['int'\]"),
-    "query_seqlens": ("node", GQA, 17, {}, "17 inputs where its kernel reads 16"),
-    "query_seqlens on web": ("web", GQA, 17, {}, "17 inputs where its kernel reads 16"),
-    "window": (
-        "web",
-        GQA,
-        12,
-        {"sliding_window_cache": 1},
-        "attribute sliding_window_cache is not",
+WINDOW = {"sliding_window_cache": 1}
+INT8_KV = {"k_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+# Target and runtime, a node that is newer than that or refused there, and why it is.
+NEWER = [
+    ("cpu", "1.31", GQA, 17, {}, "17 inputs where its kernel reads 16"),
+    ("cpu", "1.31", "QMoE", 17, {"quant_type": "fp4"}, r"quant_type=fp4 is not one of \['int'\]"),
+    (
+        "cpu",
+        "1.30",
+        "QMoE",
+        8,
+        {"accuracy_level": 4},
+        "attribute accuracy_level is not known there",
     ),
-}
+    ("cpu", "1.28", GQA, 12, WINDOW, "attribute sliding_window_cache is not known there"),
+    ("cpu", "1.26", GQA, 14, INT8_KV, "attribute k_quant_type is not known there"),
+    ("cpu", "1.24", GQA, 13, {}, "13 inputs where its kernel reads 12"),
+    ("node", None, "QMoE", 8, {"accuracy_level": 4}, "attribute accuracy_level is not known there"),
+    ("node", None, "QMoE", 8, {"quant_type": "fp4"}, r"quant_type=fp4 is not one of \['int'\]"),
+    ("node", None, GQA, 17, {}, "17 inputs where its kernel reads 16"),
+    ("web", None, GQA, 17, {}, "17 inputs where its kernel reads 16"),
+    ("web", None, GQA, 12, WINDOW, "attribute sliding_window_cache is not known there"),
+]
 
 
-@pytest.mark.parametrize("case", NEWER)
-def test_what_a_runtime_does_not_know_yet_is_refused(case: str) -> None:
-    name, op, inputs, attributes, why = NEWER[case]
+@pytest.mark.parametrize(("name", "runtime", "op", "inputs", "attributes", "why"), NEWER)
+def test_what_a_runtime_does_not_know_yet_is_refused(
+    name: str, runtime: str | None, op: str, inputs: int, attributes: dict[str, object], why: str
+) -> None:
     graph = ir.Graph([], [], nodes=[node(f"com.microsoft::{op}", inputs, **attributes)])
     graph.opset_imports[""] = 21
-    model = ir.Model(graph, ir_version=10)
+    model, target = ir.Model(graph, ir_version=10), get_target(name, runtime)
     assert VerifyTarget(get_target("cpu"))(model) == 1
-    with pytest.raises(PassError, match=f"{op} on {name}: {why}"):
-        VerifyTarget(get_target(name))(model)
+    where = f"onnxruntime {target.min_runtime}"
+    with pytest.raises(PassError, match=rf"{op} on {name}: {why} \({where}\)$"):
+        VerifyTarget(target)(model)
