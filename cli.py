@@ -178,7 +178,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     \b
     gptoss verify build/demo-cpu-int4 --against demo
     """
-    from evaluation.verify import can_check_kernels
+    from evaluation.verify import can_check_kernels, not_run
     from evaluation.verify import verify as check
     from runtimes.package import Manifest
 
@@ -195,7 +195,10 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
 
         figures = compare(package, against)
     kernels = "checked" if can_check_kernels() else "not checked: that needs gptoss-onnx[export]"
-    show({"package": str(package), "verified": True, "kernels": kernels, **figures}, as_json)
+    needs = ", ".join(sorted(set(not_run(package).values())))
+    run = f"not here: that needs {needs}" if needs else "checked"
+    checked = {"package": str(package), "verified": True, "kernels": kernels, "run": run}
+    show({**checked, **figures}, as_json)
 
 
 for command in (eval_command, compare_command, lm_eval_command):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.parity import parity
+from evaluation.verify import not_run
 from export.checkpoint import Checkpoint
 from export.exporter import export_portable
 from runtimes.errors import UserError
@@ -24,6 +25,9 @@ def compare(folder: Path, checkpoint: str) -> dict[str, Any]:
     source = package.manifest.source.get("name")
     if opened.name != source:
         raise UserError(f"{folder}: was made from {source}, not from {opened.name}")
+    if missing := not_run(folder):
+        provider = missing[package.manifest.graph]
+        raise UserError(f"{folder}: what it computes can be compared where there is {provider}")
     with tempfile.TemporaryDirectory(prefix=".portable.", dir=folder.absolute().parent) as scratch:
         portable = export_portable(opened, Path(scratch) / "portable")
         figures = asdict(parity(package, portable))

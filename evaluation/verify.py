@@ -50,11 +50,28 @@ def _kernels(folder: Path, graph: str) -> list[str]:
     return [f"{graph}: {name}: {why}" for name, why in found if why]
 
 
-def _runs(folder: Path, graph: str) -> list[str]:
-    """A graph for a device that is not here runs on the CPU instead."""
+def not_run(folder: Path) -> dict[str, str]:
+    """The provider each graph needs that nothing here can run."""
+    manifests = [Manifest.load(folder, graph) for graph in graph_files(folder)]
+    return {m.graph: str(m.session["providers"][0]) for m in manifests if not _providers(m)}
+
+
+def _providers(manifest: Manifest) -> list[str]:
+    """Where a graph runs here: on the CPU where its device is not here. None where that cannot:
+    it casts float16, but has no bfloat16 and reads MXFP4 only as it is stored."""
     available = onnxruntime.get_available_providers()
-    wanted = Manifest.load(folder, graph).session["providers"]
-    providers = [name for name in wanted if name in available] or ["CPUExecutionProvider"]
+    if there := [name for name in manifest.session["providers"] if name in available]:
+        return there
+    target = get_target(manifest.target, manifest.min_runtime)
+    by_column = target.fp4_by_column and "mxfp4" in manifest.recipe.values()
+    stands_in = manifest.activations != "bfloat16" and not by_column
+    return ["CPUExecutionProvider"] if stands_in else []
+
+
+def _runs(folder: Path, graph: str) -> list[str]:
+    providers = _providers(Manifest.load(folder, graph))
+    if not providers:
+        return []
     logits = Session(Package.open(folder, providers=providers, graph=graph)).feed([[0, 1, 2]])
     if not np.isfinite(logits).all():
         return [f"{graph}: its logits are not finite"]

@@ -119,6 +119,7 @@ def test_verify_and_inspect(tiny: Path, tiny_package: Path) -> None:
         "package": str(tiny_package),
         "verified": True,
         "kernels": "checked",
+        "run": "checked",
     }
     found = read("inspect", tiny_package)
     assert (found["target"], found["quant"], found["operators"]["QMoE"]) == ("cpu", "int4", 2)

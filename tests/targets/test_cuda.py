@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from evaluation.against import compare
+from evaluation.verify import not_run, verify
 from export.checkpoint import Checkpoint
 from export.exporter import export
 from export.plan import GRAPH, Options, plan
@@ -272,10 +274,31 @@ def test_no_gpu_is_one_line(packages: dict[str, Path], capsys: pytest.CaptureFix
     assert error.count("\n") == 1
 
 
-def test_mxfp4_from_the_bytes_written(tiny: Checkpoint, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def mxfp4(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mxfp4") / "package"
+    export(tiny, options("mxfp4"), folder, lambda *_: None)
+    return folder
+
+
+def test_verify_says_what_did_not_run(
+    packages: dict[str, Path], mxfp4: Path, tiny: Checkpoint
+) -> None:
+    """float16 runs on the CPU; codes by column are read by no kernel there."""
+    for folder, missing in (
+        (packages["cuda"], {}),
+        (packages["cuda_sm70"], {}),
+        (mxfp4, {GRAPH: "CUDAExecutionProvider"}),
+    ):
+        assert verify(folder, lambda count: None) == []
+        assert not_run(folder) == missing
+    with pytest.raises(UserError, match="can be compared where there is CUDAExecutionProvider"):
+        compare(mxfp4, str(tiny.path))
+
+
+def test_mxfp4_from_the_bytes_written(tiny: Checkpoint, mxfp4: Path) -> None:
     """The codes in the package's file, turned back, are the checkpoint's."""
-    export(tiny, options("mxfp4"), tmp_path / "mxfp4", lambda *_: None)
-    model = for_cpu(ir.load(tmp_path / "mxfp4" / GRAPH))
+    model = for_cpu(ir.load(mxfp4 / GRAPH))
     experts = [node for node in model.graph if node.op_type == "QMoE"]
     for layer, node in enumerate(experts):
         for which, place in (("gate_up_proj", 2), ("down_proj", 5)):
