@@ -72,7 +72,7 @@ TARGET = Target(
         ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
         ("com.microsoft", "RotaryEmbedding"): Kernel(FLOAT, inputs=4),
         ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None, "alpha": None}, inputs=2),
-        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}),
+        ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}, inputs=1),
         # Its kernel of 1.26 refuses a bias.
         ("com.microsoft", "MatMulNBits"): Kernel(
             FLOAT,

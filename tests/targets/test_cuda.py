@@ -22,10 +22,11 @@ from graph_passes.step import PassError
 from graph_passes.verify_target import VerifyTarget, refusal
 from runtimes.errors import UserError
 from runtimes.package import Package
-from runtimes.target import get_target
-from tests.conftest import DemoPackage
+from runtimes.target import Target, get_target
+from tests.conftest import ROOT, DemoPackage
 from tests.targets import cuda_check
 from tests.targets.cpu_form import for_cpu
+from tests.targets.test_cpu_releases import LOAD, under, unknown
 
 CUDA, SM70, CPU = (get_target(name) for name in ("cuda", "cuda_sm70", "cpu"))
 CHANGES = {"int4": ["embedding=int8:32"]}  # the tiny model's 64 columns
@@ -168,6 +169,23 @@ def test_manifest(packages: dict[str, Path]) -> None:
         "config": {"session.use_device_allocator_for_initializers": "1"},
     }
     assert not json.loads((packages["cuda_sm70"] / "manifest.json").read_text())["kv"]["in_place"]
+
+
+@pytest.mark.parametrize(("target", "release"), [(CUDA, "1.31.0"), (SM70, "1.26.0")])
+def test_the_oldest_release_knows_all(
+    packages: dict[str, Path], target: Target, release: str
+) -> None:
+    """Its schemas, which every build of a release shares, and its loader on the CPU."""
+    known = under(release, ROOT / "tests" / "targets" / "schemas.py")
+    assert known.returncode == 0, known.stderr
+    assert unknown(target, json.loads(known.stdout)) == []
+    loaded = under(release, "-c", LOAD, packages[target.name] / GRAPH)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_canary_an_older_release_does_not() -> None:
+    known = json.loads(under("1.26.0", ROOT / "tests" / "targets" / "schemas.py").stdout)
+    assert any(line.startswith("QMoE") for line in unknown(CUDA, known))
 
 
 def check(package: Path, *arguments: object, provider: str = "CPUExecutionProvider") -> int:
