@@ -14,6 +14,7 @@ import onnxruntime
 
 from runtimes.errors import UserError
 from runtimes.generation import Options, generate
+from runtimes.kv_cache import row_bytes
 from runtimes.package import Package
 from runtimes.sampling import Sampling
 from runtimes.session import Session
@@ -103,7 +104,7 @@ def bytes_per_token(package: Package, past: int) -> int:
     """Bytes of weights and KV cache that decoding one token reads at `past` tokens of context."""
     weights, kv = package.manifest.weights, package.manifest.kv
     active = weights["experts"] * weights["experts_per_token"] // weights["num_experts"]
-    row = 2 * np.dtype(kv.dtype).itemsize * kv.num_kv_heads * kv.head_dim  # key and value
+    row = 2 * row_bytes(kv.dtype, kv.num_kv_heads, kv.head_dim)  # key and value
     rows = sum(min(past, layer.window or past) for layer in kv.layers)
     return int(weights["dense"] + active + row * rows)
 

@@ -26,6 +26,11 @@ _STORED = {
 KV_DTYPES = tuple(_STORED)
 
 
+def row_bytes(dtype: str, kv_heads: int, head_dim: int) -> int:
+    """Bytes of one token's key or value."""
+    return int(np.dtype(_STORED[dtype][0]).itemsize) * kv_heads * head_dim
+
+
 class KvBuffer:
     """One KV tensor [B, kv_heads, C, D], bound as past and as present so that it never moves.
 

@@ -145,6 +145,13 @@ def test_a_type_nobody_has_is_refused(package: Package) -> None:
         Session(odd)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2), ("int8", 1)]
+)
+def test_bytes_of_a_token(dtype: str, size: int) -> None:
+    assert kv_cache.row_bytes(dtype, 8, 64) == 512 * size
+
+
 HEADS, DIM, VOCAB = 2, 4, 11
 
 
