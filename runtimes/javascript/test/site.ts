@@ -119,3 +119,18 @@ export async function openPage(browser: Browser, site: Site): Promise<Page> {
   })()`);
   return page;
 }
+
+/** Memory of the pages' processes, garbage collected. */
+export async function residentBytes(browser: Browser): Promise<number> {
+  for (const page of browser.contexts().flatMap((context) => context.pages())) {
+    const session = await page.context().newCDPSession(page);
+    await session.send("HeapProfiler.collectGarbage");
+    await session.detach();
+  }
+  const session = await browser.newBrowserCDPSession();
+  const { processInfo } = await session.send("SystemInfo.getProcessInfo");
+  await session.detach();
+  const ids = processInfo.filter(({ type }) => type === "renderer").map(({ id }) => id);
+  const pages = ids.map((id) => Number(readFileSync(`/proc/${id}/statm`, "utf8").split(" ")[1]));
+  return pages.reduce((sum, count) => sum + count * 4096, 0);
+}
