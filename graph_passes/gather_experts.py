@@ -87,12 +87,11 @@ class _Gatherer:
     def _of_blocks(self, rows: ir.Value, shares: ir.Value, places: ir.Value) -> ir.Graph:
         layer = self._layer
         branch = Nodes(layer.graph, f"{layer.name}.blocks")
-        plan = _Plan(branch, layer, places)
+        plan = _Plan(layer, places)
+        branch.nodes += plan.nodes
         x = branch.add("Gather", [rows, plan.tokens], "x", axis=0)  # [M, b, H]
-        blocks = [
-            branch.add("Gather", [x, branch.constant(block)], f"{block}.x", axis=0)
-            for block in range(plan.count)
-        ]
+        x = branch.reshape(x, [-1, layer.hidden_size], "x_rows")
+        blocks = branch.split(x, [f"{block}.x" for block in range(plan.count)], axis=0)
         y = self._blocks(branch, blocks, plan.experts)  # [M * b, H]
         mine = branch.add("Gather", [y, plan.positions], "mine", axis=0)  # [T, k, H]
         row = branch.add("Unsqueeze", [shares, branch.constant([1])], "share_rows")  # [T, 1, k]
@@ -106,39 +105,55 @@ class _Gatherer:
             nodes.add("Gather", [experts, nodes.constant(block)], f"{block}.expert", INT64, axis=0)
             for block in range(len(blocks))
         ]
-        done = []
-        for block, (x, expert) in enumerate(zip(blocks, chosen, strict=True)):
-            part = Nodes(self._layer.graph, f"{nodes.name}.{block}")
-            gate_up = self._linear(part, x, expert, self._gate_up, "gate_up")
-            y = self._linear(part, self._layer.swiglu(part, gate_up), expert, self._down, "down")
-            nodes.nodes += part.nodes
-            done.append(y)
-        return nodes.add("Concat", done, "outputs", axis=0)
+        gate_up = self._linear(nodes, blocks, experts, chosen, self._gate_up, "gate_up")
+        inner = self._layer.swiglu(nodes, gate_up)  # [M * b, I]
+        blocks = nodes.split(inner, [f"{block}.inner" for block in range(len(blocks))], axis=0)
+        return self._linear(nodes, blocks, experts, chosen, self._down, "down")
 
     def _linear(
+        self,
+        nodes: Nodes,
+        blocks: list[ir.Value],
+        experts: ir.Value,
+        chosen: list[ir.Value],
+        stored: _Stored,
+        name: str,
+    ) -> ir.Value:
+        """[M * b, N] of the blocks [b, K], each by the weights of its expert."""
+        products = [
+            self._product(nodes, x, expert, stored, f"{block}.{name}")
+            for block, (x, expert) in enumerate(zip(blocks, chosen, strict=True))
+        ]
+        product = nodes.add("Concat", products, f"{name}.products", axis=0)
+        product = nodes.reshape(product, [len(blocks), -1, stored.rows], f"{name}.by_block")
+        bias = nodes.add("Gather", [stored.bias, experts], f"{name}.biases", axis=0)  # [M, N]
+        bias = nodes.add("Unsqueeze", [bias, nodes.constant([1])], f"{name}.bias_rows")
+        total = nodes.add("Add", [product, bias], f"{name}.sum")  # [M, b, N]
+        return nodes.reshape(total, [-1, stored.rows], name)
+
+    def _product(
         self, nodes: Nodes, x: ir.Value, expert: ir.Value, stored: _Stored, name: str
     ) -> ir.Value:
         """[b, N] of x [b, K] by the weights of one expert, gathered."""
-        codes, scales, bias = (
+        form = self._layer.form
+        codes, scales = (
             nodes.add("Gather", [value, expert], f"{name}.{kind}", dtype, axis=0)
             for value, kind, dtype in (
                 (stored.codes, "codes", ir.DataType.UINT8),
                 (stored.scales, "scales", FLOAT),
-                (stored.bias, "bias", FLOAT),
             )
         )
-        product = nodes.add(
+        return nodes.add(
             "MatMulNBits",
             [x, codes, scales],
             f"{name}.product",
             domain="com.microsoft",
             N=stored.rows,
             K=stored.columns,
-            bits=self._layer.form.bits,
-            block_size=self._layer.form.block,
+            bits=form.bits,
+            block_size=form.block,
             accuracy_level=4,
         )
-        return nodes.add("Add", [product, bias], name)
 
 
 class _Plan:
@@ -148,8 +163,9 @@ class _Plan:
     row is only there to fill up) and `positions` [T, k] the row of each choice in [M * b].
     """
 
-    def __init__(self, nodes: Nodes, layer: ExpertLayer, places: ir.Value) -> None:
-        self._nodes, experts = nodes, layer.num_experts
+    def __init__(self, layer: ExpertLayer, places: ir.Value) -> None:
+        self._nodes = nodes = Nodes(layer.graph, f"{layer.name}.plan")
+        self.nodes, experts = nodes.nodes, layer.num_experts
         self.count = 2 * experts
         zero, one, k = nodes.constant(0), nodes.constant([1]), nodes.constant([layer.top_k])
         pairs = nodes.reshape(places, [-1], "pairs")  # [n], the expert of each

@@ -187,7 +187,7 @@ def test_no_tensor_is_empty() -> None:
     given = feeds(1, 5)
     given["logits"][..., :TOP_K] += 10
     sizes = [array.size for array in every_value(model, given)]
-    assert len(sizes) > 300
+    assert len(sizes) > 200
     assert min(sizes) > 0
 
 
@@ -271,8 +271,8 @@ def every_value(model: ir.Model, given: dict[str, Array]) -> list[Array]:
 
 def damaged_gate_and_up(model: ir.Model) -> None:
     for name in ("then", "else"):
-        split = next(node for node in branch(model, name) if node.op_type == "Split")
-        gate, up = split.outputs
+        splits = (node for node in branch(model, name) if node.op_type == "Split")
+        gate, up = next(node.outputs for node in splits if len(node.outputs) == 2)
         uses = [(list(v.uses()), w) for v, w in ((gate, up), (up, gate))]
         for places, other in uses:
             for node, place in places:
@@ -314,7 +314,7 @@ def test_canary_an_index_one_off(step: str) -> None:
     given = feeds(1, 17)
     model = gathered(INT4)
     blocks = branch(model, "else")
-    (node,) = (n for n in blocks if str(n.outputs[0].name).endswith(f".blocks.{step}"))
+    (node,) = (n for n in blocks if str(n.outputs[0].name).endswith(f".plan.{step}"))
     users = list(node.outputs[0].uses())
     less = ir.node("Sub", [node.outputs[0], model.graph.initializers["constant.1"]])
     less.outputs[0].name = "one_less"
