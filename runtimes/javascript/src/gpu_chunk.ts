@@ -46,14 +46,28 @@ export async function gpuChunk(device: GPUDevice, experts?: Experts): Promise<Ch
       );
     }
   }
-  const subgroup = device.adapterInfo?.subgroupMinSize;
-  if (device.features.has("subgroups") && !(subgroup >= LEAST_SUBGROUP)) {
+  const subgroup = await subgroupSize(device);
+  if (subgroup !== undefined && subgroup < LEAST_SUBGROUP) {
     return {
       chunk: FEW_TOKENS,
       chunkReason: `GroupQueryAttention is wrong for 32 tokens and more on subgroups of ${subgroup}`,
     };
   }
   return { chunk: TOKENS };
+}
+
+/** As attention's workgroups of 64 have it; what an adapter says of itself is only a bound. */
+async function subgroupSize(device: GPUDevice): Promise<number | undefined> {
+  if (!device.features.has("subgroups")) return undefined; // attention goes another way
+  const code = `
+    enable subgroups;
+    @group(0) @binding(0) var<storage, read_write> found: array<u32, 1>;
+    @compute @workgroup_size(64)
+    fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_size) size: u32) {
+      if (lane == 0u) { found[0] = size; }
+    }`;
+  const [[size]] = await compute(device, code, { words: 1, workgroups: 1, times: 1 });
+  return size;
 }
 
 /** Trials in which an addition was lost. */
@@ -76,36 +90,47 @@ async function countLosses(device: GPUDevice, experts: number): Promise<number> 
         atomicAdd(&lengths[token.x % ${experts}u], min(order[${experts - 1}] + 1u, 1u));
       }
     }`;
+  const asked = { words: experts, workgroups: TOKENS, times: TRIALS };
+  const counts = await compute(device, code, asked);
+  return counts.filter((words) => words.reduce((a, b) => a + b, 0) !== TOKENS).length;
+}
+
+/** What `code` leaves in its one binding, of `words` 32-bit words that were 0: run by run. */
+async function compute(
+  device: GPUDevice,
+  code: string,
+  { words, workgroups, times }: { words: number; workgroups: number; times: number },
+): Promise<Uint32Array[]> {
   const module = device.createShaderModule({ code });
   const pipeline = await device.createComputePipelineAsync({
     layout: "auto",
     compute: { module, entryPoint: "main" },
   });
-  const stride = Math.ceil(experts / ALIGNMENT) * ALIGNMENT; // words of one trial
-  const size = 4 * stride * TRIALS;
-  const lengths = device.createBuffer({ size, usage: STORAGE | COPY_SRC });
+  const stride = Math.ceil(words / ALIGNMENT) * ALIGNMENT; // words of one run
+  const size = 4 * stride * times;
+  const buffer = device.createBuffer({ size, usage: STORAGE | COPY_SRC });
   const result = device.createBuffer({ size, usage: MAP_READ | COPY_DST });
   try {
     const encoder = device.createCommandEncoder();
     const pass = encoder.beginComputePass();
     pass.setPipeline(pipeline);
-    for (let trial = 0; trial < TRIALS; trial++) {
-      const resource = { buffer: lengths, offset: 4 * stride * trial, size: 4 * experts };
+    const layout = pipeline.getBindGroupLayout(0);
+    for (let run = 0; run < times; run++) {
+      const resource = { buffer, offset: 4 * stride * run, size: 4 * words };
       const entries = [{ binding: 0, resource }];
-      const layout = pipeline.getBindGroupLayout(0);
       pass.setBindGroup(0, device.createBindGroup({ layout, entries }));
-      pass.dispatchWorkgroups(TOKENS);
+      pass.dispatchWorkgroups(workgroups);
     }
     pass.end();
-    encoder.copyBufferToBuffer(lengths, 0, result, 0, size);
+    encoder.copyBufferToBuffer(buffer, 0, result, 0, size);
     device.queue.submit([encoder.finish()]);
     await result.mapAsync(MAP_READ);
-    const words = new Uint32Array(result.getMappedRange());
-    const sum = (trial: number) =>
-      words.subarray(trial * stride, trial * stride + experts).reduce((a, b) => a + b, 0);
-    return Array.from({ length: TRIALS }, (_, i) => sum(i)).filter((n) => n !== TOKENS).length;
+    const all = new Uint32Array(result.getMappedRange()).slice();
+    return Array.from({ length: times }, (_, run) =>
+      all.subarray(run * stride, run * stride + words),
+    );
   } finally {
-    lengths.destroy();
+    buffer.destroy();
     result.destroy();
   }
 }
