@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +23,8 @@ from runtimes.tokenizer import Tokenizer
 FORMAT = 1
 MANIFEST, REPORT = "manifest.json", "report.json"
 _BLOCK = 1 << 20
+# Providers whose libraries pip may have put beside ONNX Runtime, where the system does not look.
+_WITH_LIBRARIES = frozenset({"CUDAExecutionProvider"})
 
 Progress = Callable[[int], None]  # called with the number of bytes read since the last call
 
@@ -355,9 +359,18 @@ class Package:
             if not hasattr(options, name):
                 raise UserError(f"{self.folder / MANIFEST}: unknown session option {name!r}")
             setattr(options, name, value)
+        if _WITH_LIBRARIES & set(providers):
+            with contextlib.redirect_stdout(io.StringIO()):  # what it misses may be found elsewhere
+                onnxruntime.preload_dlls()
         try:
             path = str(self.folder / self.manifest.graph)
-            return onnxruntime.InferenceSession(path, options, providers=chosen)
+            made = onnxruntime.InferenceSession(path, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{self.folder}: ONNX Runtime cannot load the graph: {line}") from error
+        if made.get_providers()[0] not in providers:  # it warned, and would run on the CPU
+            raise UserError(
+                f"{self.folder}: {providers[0]} does not start here: is there a GPU, and are its "
+                "driver and libraries those that this onnxruntime wants?"
+            )
+        return made
