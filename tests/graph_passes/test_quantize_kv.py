@@ -154,7 +154,9 @@ def presents(model: ir.Model, ids: NDArray[np.int64]) -> dict[str, NDArray[np.ge
 
 
 def test_a_target_whose_attention_has_no_int8(checkpoint: Checkpoint, kv_max: KvMax) -> None:
-    options = Options(get_target("directml"), Quantization.parse("int4", ()), kv="int8", kv_max=kv_max)
+    options = Options(
+        get_target("directml"), Quantization.parse("int4", ()), kv="int8", kv_max=kv_max
+    )
     with pytest.raises(
         UserError, match=r"^--kv int8: attention on directml has no such KV cache; leave it out$"
     ):
