@@ -258,6 +258,37 @@ def test_a_constant_is_clamped(dtype: str) -> None:
     assert number == (-65504.0 if dtype == "float16" else pytest.approx(-3e38, rel=2**-8))
 
 
+@pytest.mark.parametrize(
+    ("op", "attributes", "wanted"),
+    [
+        ("ConstantOfShape", {}, 0.0),  # its own default is a float32 zero
+        ("ConstantOfShape", {"value": ir.Tensor(np.full(1, 2.5, np.float32))}, 2.5),
+        ("Constant", {"value": ir.Tensor(np.float32(-1e9))}, -65504.0),
+        ("Constant", {"value_float": 1.5}, 1.5),
+    ],
+)
+def test_constants_are_halves(op: str, attributes: dict[str, object], wanted: float) -> None:
+    model = graph_of(stream(np.ones((8, 4), np.float32), 1))
+    add = model.graph.node(0)
+    inputs = [add.inputs[0]] if op == "ConstantOfShape" else []
+    made = ir.node(op, inputs, attributes)
+    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.insert_before(add, made)
+    HalfPrecision("float16")(model)
+    value = made.attributes["value"].as_tensor()
+    assert (value.dtype, float(value.numpy().reshape(()))) == (ir.DataType.FLOAT16, wanted)
+    assert set(made.attributes) == {"value"}
+    assert made.outputs[0].dtype == ir.DataType.FLOAT16
+
+
+def test_integer_constants_stay() -> None:
+    model = graph_of(stream(np.ones((8, 4), np.float32), 1))
+    made = ir.node("Constant", [], {"value_ints": [1, 2]})
+    model.graph.insert_before(model.graph.node(0), made)
+    HalfPrecision("float16")(model)
+    assert set(made.attributes) == {"value_ints"}
+
+
 def test_a_weight_of_two_types_is_refused() -> None:
     model = graph_of(stream(np.ones((8, 4), np.float32), 1), "QMoE", (3, 15))
     with pytest.raises(PassError, match="w: read as float32 by one operator, as half by another"):
