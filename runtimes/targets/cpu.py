@@ -40,7 +40,8 @@ ORT_1_24 = Target(
     experts_reason="its QMoE dequantizes every chosen expert at each step: 33 times slower at "
     "20B's sizes, 7 times at the demo's",
     weights_in_branches=True,
-    verified="x86-64: kernel table; generation on ONNX Runtime 1.24.3",
+    verified="x86-64: kernel table, generation on ONNX Runtime 1.24.3; "
+    "arm64: generation under qemu as cortex-a72 and cortex-a76; on hardware: not measured",
     kernels={
         **STANDARD,
         ATTENTION: Kernel(
@@ -78,7 +79,7 @@ _int8_kv = _more(
 ORT_1_27 = replace(
     ORT_1_24,
     min_runtime="1.27",
-    verified="x86-64: kernel table; generation on ONNX Runtime 1.27.0 and 1.28.0",
+    verified="x86-64: kernel table, generation on ONNX Runtime 1.27.0; arm64: not measured",
     kernels={**ORT_1_24.kernels, ATTENTION: _int8_kv},
 )
 
@@ -95,7 +96,7 @@ ORT_1_29 = replace(
     min_runtime="1.29",
     weights_in_branches=False,
     windowed_kv=True,
-    verified="x86-64: kernel table; generation on ONNX Runtime 1.29.0 and 1.30.0",
+    verified="x86-64: kernel table, generation on ONNX Runtime 1.29.0; arm64: not measured",
     kernels={**ORT_1_27.kernels, ATTENTION: _windowed, QMOE: _typed},
 )
 
@@ -105,7 +106,7 @@ ORT_1_31 = replace(
     min_runtime="1.31",
     experts="QMoE",
     experts_reason="",
-    verified="x86-64: kernel table; generation on ONNX Runtime 1.31.1",
+    verified="x86-64: kernel table, generation on ONNX Runtime 1.31.0; arm64: not measured",
     kernels={**ORT_1_29.kernels, QMOE: _int8_activations},
 )
 
@@ -122,8 +123,8 @@ TARGET = replace(
     presets=("fp32", "int8", "int4", "mxfp4"),
     # Without AVX-512, 1.32 computes fp4 experts with scalars: 4 ns a weight where int4 takes 0.03.
     wanted_features={"mxfp4": "avx512f"},
-    verified="x86-64: kernel table, numerics and generation on ONNX Runtime 1.32; "
-    "arm64: not measured",
+    verified="x86-64: kernel table, numerics, generation on ONNX Runtime 1.32; "
+    "arm64: generation under qemu as cortex-a72 and cortex-a76; on hardware: not measured",
     kernels={
         **ORT_1_31.kernels,
         ATTENTION: _more(ORT_1_31, ATTENTION, inputs=17),  # lengths of right-padded rows
