@@ -36,8 +36,9 @@ class GatherExperts:
 
     def __call__(self, model: ir.Model) -> int:
         layers = list(expert_layers(model.graph, self.quantization))
+        one_token = None
         for layer in layers:
-            _Gatherer(layer, self.rounding).lower()
+            one_token = _Gatherer(layer, self.rounding).lower(one_token)
         return len(layers)
 
 
@@ -60,21 +61,24 @@ class _Gatherer:
         self._gate_up = _stored(layer, layer.gate_up, layer.gate_up_bias, rounding)
         self._down = _stored(layer, layer.down, layer.down_bias, rounding)
 
-    def lower(self) -> None:
+    def lower(self, one_token: ir.Value | None) -> ir.Value:
+        """`one_token` [1] is whether there is one, as an earlier layer found; it is returned."""
         layer = self._layer
         main = Nodes(layer.graph, layer.name)
         rows = layer.rows(main)
         shares, places = layer.chosen(main, layer.router_rows(main))
-        count = main.add("Shape", [rows], "token_count", INT64, start=0, end=1)
-        one = main.add("Equal", [count, main.constant([1])], "one_token", BOOL)
+        if one_token is None:
+            count = main.add("Shape", [rows], "token_count", INT64, start=0, end=1)
+            one_token = main.add("Equal", [count, main.constant([1])], "one_token", BOOL)
         total = main.add(
             "If",
-            [one],
+            [one_token],
             "sum",
             then_branch=self._of_token(rows, shares, places),
             else_branch=self._of_blocks(rows, shares, places),
         )
         layer.replace(main, total)
+        return one_token
 
     def _of_token(self, rows: ir.Value, shares: ir.Value, places: ir.Value) -> ir.Graph:
         """T = 1: k blocks, each of the one row."""

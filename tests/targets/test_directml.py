@@ -103,6 +103,8 @@ def test_a_graph_of_standard_operators(checkpoint: Checkpoint) -> None:
     spec = checkpoint.spec
     blocks = spec.experts_per_token + 2 * spec.num_experts  # of one token, of many
     assert found["If"] == LAYERS
+    ifs = [node for node in graph.model.graph if node.op_type == "If"]
+    assert len({node.inputs[0] for node in ifs}) == 1  # the number of tokens is asked once
     assert found["MatMulNBits"] == LAYERS * (2 + 2 * blocks) + 1
     assert found["RotaryEmbedding"] == LAYERS
     assert not {op for op in found if "Scatter" in op or op in ("NonZero", "GroupQueryAttention")}
