@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,6 +108,7 @@ def main() -> None:
     help="Full-length KV on sliding layers, for optimum and onnxruntime-genai.",
 )
 @click.option("--all-logits", is_flag=True, help="Logits of every token, not only the last.")
+@click.option("--max-memory", metavar="SIZE", help="What a phone has for the app, as 6GB.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option("--revision", help="The hub's branch, tag or commit.")
 @click.option("--force", is_flag=True, help="Replace a package that is in the way.")
@@ -124,6 +125,7 @@ def export_command(
     size: str | None,
     recipe: Path | None,
     method: str | None,
+    max_memory: str | None,
     dry_run: bool,
     revision: str | None,
     as_json: bool,
@@ -135,10 +137,11 @@ def export_command(
     gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
     """
     from evaluation.recommend import recommend
-    from evaluation.tuning import Tuning, figures, formats, tuned
+    from evaluation.tuning import Tuning, figures, formats, kv_of, tuned
     from export.checkpoint import Checkpoint
     from export.exporter import export
     from export.plan import Options, plan, summary
+    from mobile.packaging import finish, plan_memory
     from runtimes.target import get_target
 
     tuning = Tuning(calibrate, method, bits_per_weight, size)
@@ -150,10 +153,15 @@ def export_command(
     chosen = [f"kv-{options['kv']}" if options["kv"] else None, options["activations"]]
     suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
     output = output or Path("build") / f"{checkpoint.name}-{suffix}"
+    wanted = Options(target, quantization, also=tuple(also), **options)
+    kv = kv_of(checkpoint, wanted, tuning)
+    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory)  # first: tuning may take hours
     with ExitStack() as stack:
         with stage_progress("steps") as progress:
-            wanted = Options(target, quantization, also=tuple(also), **options)
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))
+        memory = plan_memory(checkpoint.spec, made.options, kv, max_memory)  # with bits assigned
+        if memory and not as_json:
+            show(memory.rows(), False)
         if made.warning:
             click.echo(f"Warning: {made.warning}", err=True)
         if made.assignment and not as_json:
@@ -162,9 +170,11 @@ def export_command(
             done = summary(plan(checkpoint, made.options))
         else:
             with stage_progress() as progress:
-                done = export(checkpoint, made.options, output, progress)
+                ending = finish(made.options, memory)
+                done = export(checkpoint, made.options, output, progress, ending)
         advice = recommend(target, checkpoint.expert_format, made.options.quantization)
     closing = figures(made.assignment) | ({"recommendation": advice} if advice else {})
+    closing |= {"memory": asdict(memory)} if memory and as_json else {}
     show({"output": str(output), **done, **closing}, as_json)
 
 

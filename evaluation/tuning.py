@@ -103,6 +103,12 @@ def tuned(
         yield Tuned(options, assignment, warning)
 
 
+def kv_of(checkpoint: Checkpoint, options: Options, tuning: Tuning) -> str:
+    """The KV cache that `tuned` will make: "int8" where there is a text to scale it by."""
+    there = tuning.text is not None or (checkpoint.path / CALIBRATION).is_file()
+    return "int8" if options.wants_int8_kv and there else "float"
+
+
 def _unrouted(calibration: Calibration, text: Path) -> str | None:
     unrouted, experts = calibration.statistics.unrouted
     if not unrouted:

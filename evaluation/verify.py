@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from runtimes.ort_file import ORT, ort_nodes
 from runtimes.package import Manifest, Package, check_files, graph_files
 from runtimes.session import Session
 from runtimes.target import get_target
@@ -32,6 +33,9 @@ def can_check_kernels() -> bool:
 
 def operators(folder: Path, graph: str) -> Counter[str]:
     """How many nodes of each operator one graph of a package has."""
+    if graph.endswith(ORT):
+        with ort_nodes(folder / graph) as found:
+            return Counter(node.op_type for node in found)
     import onnx_ir as ir
 
     return Counter(node.op_type for node in ir.load(folder / graph).graph.all_nodes())
@@ -45,6 +49,10 @@ def _kernels(folder: Path, graph: str) -> list[str]:
 
     manifest = Manifest.load(folder, graph)
     target = get_target(manifest.target, manifest.min_runtime)
+    if graph.endswith(ORT):
+        with ort_nodes(folder / graph) as kept:
+            whys = ((node.name, node.refusal(target)) for node in kept)
+            return [f"{graph}: {name}: {why}" for name, why in whys if why]
     nodes = ir.load(folder / graph).graph.all_nodes()
     found = ((node.name or node.op_type, refusal(node, target)) for node in nodes)
     return [f"{graph}: {name}: {why}" for name, why in found if why]

@@ -11,13 +11,24 @@ import pytest
 
 from tests.conftest import ROOT
 
-ROOMS = ("export", "graph_passes", "runtimes", "evaluation", "cli", "demo", "tests", "benchmarks")
+ROOMS = (
+    "export",
+    "graph_passes",
+    "runtimes",
+    "evaluation",
+    "mobile",
+    "cli",
+    "demo",
+    "tests",
+    "benchmarks",
+)
 # What each room may import of the repository, itself aside: a module's name allows what is below.
 ALLOWED = {
     "runtimes": (),
     "graph_passes": ("runtimes.target", "runtimes.errors"),
     "export": ("graph_passes", "runtimes"),
     "evaluation": ("export", "graph_passes", "runtimes"),
+    "mobile": ("export", "graph_passes", "runtimes"),
 }
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "export", "graph_passes")
 APPLICATION = ("chat", "generation", "package", "bench", "answer", "console")

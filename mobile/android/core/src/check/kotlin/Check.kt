@@ -1,0 +1,139 @@
+package gptoss.check
+
+import gptoss.Harmony
+import gptoss.Json
+import gptoss.Message
+import gptoss.Model
+import gptoss.Sampler
+import gptoss.Sampling
+import gptoss.SplitMix64
+import gptoss.StreamParser
+import gptoss.SystemPrompt
+import gptoss.Tokenizer
+import gptoss.Utf8Stream
+import gptoss.child
+import gptoss.children
+import gptoss.text
+import java.io.File
+
+/** Holds the core to tests/vectors: `Check VECTORS DEMO [PACKAGE]`. Exit 1 where one differs. */
+fun main(arguments: Array<String>) {
+    val check = Check(File(arguments[0]), File(arguments[1], "tokenizer.json").bufferedReader().use(::Tokenizer))
+    check.tokenization()
+    check.harmony()
+    check.parsing()
+    check.sampling()
+    if (arguments.size > 2) check.answers(File(arguments[2]))
+    println("${check.passed} passed, ${check.failed} failed")
+    if (check.failed > 0) kotlin.system.exitProcess(1)
+}
+
+@Suppress("UNCHECKED_CAST")
+class Check(private val folder: File, private val tokenizer: Tokenizer) {
+    var passed = 0
+    var failed = 0
+
+    private fun read(name: String) = File(folder, name).bufferedReader().use(Json::read) as Map<String, Any?>
+
+    private fun equal(what: String, found: Any?, expected: Any?) {
+        if (found == expected) passed++ else {
+            failed++
+            println("$what: $found instead of $expected")
+        }
+    }
+
+    private fun ids(value: Any?) = (value as List<Number>).map { it.toInt() }
+
+    fun tokenization() {
+        val vectors = read("tokenization.json")
+        for (case in vectors.children("encode")) equal("encode ${case["text"]}", tokenizer.encode(case.text("text")), ids(case["ids"]))
+        for (case in vectors.children("decode")) {
+            val tokens = ids(case["ids"])
+            equal("decode $tokens", tokenizer.decode(tokens), case["text"])
+            val stream = Utf8Stream()
+            equal("pieces $tokens", tokens.map { stream.feed(tokenizer.bytes(it)) } + stream.finish(), case["pieces"])
+        }
+    }
+
+    private fun message(map: Map<String, Any?>) = Message(
+        map.text("role"),
+        map.text("content"),
+        map["channel"] as String?,
+        map["recipient"] as String?,
+        map["content_type"] as String?,
+    )
+
+    /** Cases with tools are left out: the app's core has none. */
+    fun harmony() {
+        for (case in read("harmony.json").children("render").filter { it.children("tools").isEmpty() }) {
+            val system = (case["system"] as Map<String, Any?>?)?.let {
+                SystemPrompt(it.text("date"), it.text("reasoning"), it.text("identity"), it.text("knowledge_cutoff"))
+            }
+            val found = Harmony(tokenizer)
+                .render(case.children("messages").map(::message), system, case["instructions"] as String?, case["reply"] == true)
+            equal("render ${case["name"]}", found, ids(case["ids"]))
+        }
+    }
+
+    fun parsing() {
+        for (reply in read("stream_parse.json").children("replies")) {
+            val parser = StreamParser(tokenizer)
+            val tokens = ids(reply["ids"])
+            val events = tokens.map { parser.feed(it) } + listOf(parser.finish())
+            equal("events ${reply["name"]}", events.map { it.map { (channel, text) -> listOf(channel, text) } }, reply["events"])
+            equal("messages ${reply["name"]}", parser.messages, reply.children("messages").map(::message))
+            (reply["cuts"] as List<List<Map<String, Any?>>>?)?.forEachIndexed { count, messages ->
+                val cut = StreamParser(tokenizer)
+                tokens.take(count).forEach { cut.feed(it) }
+                cut.finish()
+                equal("cut $count ${reply["name"]}", cut.messages, messages.map(::message))
+            }
+        }
+    }
+
+    fun sampling() {
+        val vectors = read("sampling.json")
+        for (case in vectors.children("splitmix64")) {
+            val seed = case.text("seed").toULong()
+            val one = SplitMix64(seed)
+            equal("splitmix64 $seed", List(4) { one.next().toString(16).padStart(16, '0') }, case["next"])
+            val other = SplitMix64(seed)
+            equal("uniform $seed", List(4) { other.uniform() }, case["uniform"])
+        }
+        for (case in vectors.children("draws")) {
+            val given = case.child("sampling")
+            val sampling = Sampling.from(mapOf("do_sample" to true) + given).copy(seed = given.text("seed").toULong())
+            val logits = logits(case.child("logits"))
+            val sampler = Sampler(sampling, ids(case["prompt"]))
+            equal("draws $given", List(12) { sampler.next(logits) }, ids(case["tokens"]))
+        }
+    }
+
+    private fun logits(given: Map<String, Any?>): FloatArray {
+        (given["values"] as List<Number>?)?.let { values -> return FloatArray(values.size) { values[it].toFloat() } }
+        val random = SplitMix64(given.text("seed").toULong())
+        val scale = (given["scale"] as Number).toDouble()
+        return FloatArray((given["size"] as Number).toInt()) { (kotlin.math.floor(random.uniform() * scale * 256) / 256).toFloat() }
+    }
+
+    /** Greedy replies of the package on ONNX Runtime's Java API; then two turns, and a cancelled one. */
+    fun answers(folder: File) = Model.load(folder, threads = 1).use { model ->
+        for (case in read("answers.json").children("answers")) {
+            val turns = case.children("messages").map(::message)
+            val date = case["date"] as String? ?: continue
+            model.chat(date, case["instructions"] as String?, sampling = Sampling(temperature = 0.0)).use { chat ->
+                chat.messages += turns.dropLast(1)
+                val reply = chat.send(turns.last().content)
+                equal("answer ${turns.last().content}", reply.tokens, ids(case["reply"]))
+            }
+        }
+        model.chat("2026-01-01", sampling = Sampling(temperature = 0.0)).use { chat ->
+            val first = chat.send("What does os.path.join do?").text
+            chat.send("What does os.path.join do?") { chat.cancel() }
+            chat.send("What does os.path.join do?")
+            equal("the answer streams", first.isNotEmpty(), true)
+            val again = chat.messages.filter { it.role == "user" }.size
+            equal("turns", again, 3)
+        }
+    }
+}

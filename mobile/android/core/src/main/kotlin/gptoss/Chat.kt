@@ -1,0 +1,138 @@
+package gptoss
+
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtSession
+import java.io.File
+
+/** A package that is loaded. Close it when the app no longer needs it. */
+class Model private constructor(private val folder: File, val manifest: Manifest, private val graph: OrtSession) : AutoCloseable {
+    val tokenizer: Tokenizer = File(folder, "tokenizer.json").bufferedReader().use(::Tokenizer)
+    val harmony = Harmony(tokenizer)
+    private val config = listOf("generation_config.json", "config.json").map(::json)
+
+    /** The package's own. */
+    val sampling: Sampling = Sampling.from(config[0])
+    val stopIds: Set<Int> = config.firstNotNullOfOrNull { found ->
+        when (val ids = found["eos_token_id"]) {
+            is Number -> setOf(ids.toInt())
+            is List<*> -> ids.map { (it as Number).toInt() }.toSet()
+            else -> null
+        }
+    } ?: harmony.stopIds
+
+    @Suppress("UNCHECKED_CAST")
+    private fun json(name: String): Map<String, Any?> {
+        val file = File(folder, name)
+        return if (file.isFile) file.bufferedReader().use(Json::read) as Map<String, Any?> else emptyMap()
+    }
+
+    /** A new conversation with room for `maxLength` tokens in all. `date` is ISO 8601. */
+    fun chat(
+        date: String,
+        instructions: String? = null,
+        reasoning: String = "medium",
+        maxLength: Int = minOf(4096, manifest.contextLength),
+        sampling: Sampling = this.sampling,
+    ): Chat = Chat(this, Session(graph, manifest, maxLength), SystemPrompt(date, reasoning), instructions, sampling)
+
+    override fun close() = graph.close()
+
+    companion object {
+        /** Loads the package in `folder`, which takes seconds; UserError when it cannot be. */
+        fun load(folder: File, threads: Int = Runtime.getRuntime().availableProcessors()): Model {
+            val manifest = Manifest.load(folder)
+            for (file in manifest.files) {
+                if (File(folder, file.name).length() != file.size) throw UserError("${file.name} is missing or cut short: get the package again")
+            }
+            val environment = OrtEnvironment.getEnvironment()
+            environment.setTelemetry(false) // nothing leaves the phone
+            if (older(environment.version, manifest.minRuntime)) {
+                throw UserError("the package needs ONNX Runtime ${manifest.minRuntime}, the app has ${environment.version}")
+            }
+            val options = OrtSession.SessionOptions()
+            options.use {
+                options.setIntraOpNumThreads(threads)
+                for ((name, value) in manifest.session) options.addConfigEntry(name, value)
+                return Model(folder, manifest, environment.createSession(File(folder, manifest.graph).path, options))
+            }
+        }
+
+        private fun older(version: String, wanted: String): Boolean {
+            fun parts(text: String) = text.split(".").map { part -> part.takeWhile(Char::isDigit).toIntOrNull() ?: 0 }
+            val (have, need) = parts(version) to parts(wanted)
+            for (i in need.indices) if (have.getOrElse(i) { 0 } != need[i]) return have.getOrElse(i) { 0 } < need[i]
+            return false
+        }
+    }
+}
+
+enum class Finish { STOP, LENGTH, CANCELLED }
+
+/** How a reply ended. */
+class Reply(val text: String, val finish: Finish, val tokens: List<Int>)
+
+/** One conversation. One reply at a time, on a thread of the caller's that may wait. */
+class Chat internal constructor(
+    private val model: Model,
+    private val session: Session,
+    private val system: SystemPrompt?,
+    private val instructions: String?,
+    private val sampling: Sampling,
+) : AutoCloseable {
+    /** What was said. */
+    val messages = ArrayList<Message>()
+
+    @Volatile
+    private var cancelled = false
+
+    /** Ends the reply under way after its present token. From any thread. */
+    fun cancel() {
+        cancelled = true
+    }
+
+    /** Says `text` and streams the reply to `onEvent`. When it fails, the history is as before. */
+    fun send(text: String, onEvent: (Event) -> Unit = {}): Reply {
+        cancelled = false
+        messages += Message("user", text)
+        try {
+            return answer(onEvent)
+        } catch (failure: Throwable) {
+            messages.removeAt(messages.lastIndex)
+            throw failure
+        }
+    }
+
+    private fun answer(onEvent: (Event) -> Unit): Reply {
+        val prompt = model.harmony.render(messages, system, instructions)
+        if (prompt.size >= session.maxLength) throw UserError("the conversation is too long: start a new chat")
+        val parser = StreamParser(model.tokenizer)
+        val tokens = ArrayList<Int>()
+        val finish = generate(prompt, tokens) { parser.feed(it).forEach(onEvent) }
+        parser.finish().forEach(onEvent)
+        val said = parser.messages.filter { it.role == "assistant" && it.recipient == null }
+        // A reply that was cut keeps what a reader saw, not its reasoning.
+        messages += if (finish == Finish.STOP) said else said.filter { it.channel != "analysis" }
+        return Reply(said.filter { it.channel == "final" }.joinToString("") { it.content }, finish, tokens)
+    }
+
+    private fun generate(prompt: List<Int>, tokens: MutableList<Int>, onToken: (Int) -> Unit): Finish {
+        val sampler = Sampler(sampling, prompt)
+        var logits = FloatArray(0)
+        for (chunk in prompt.drop(session.reuse(prompt)).chunked(CHUNK)) {
+            if (cancelled) return Finish.CANCELLED
+            logits = session.feed(chunk)
+        }
+        session.snapshot() // the next turn drops this reply's reasoning and comes back to here
+        while (!cancelled) {
+            val token = sampler.next(logits)
+            tokens += token
+            onToken(token)
+            if (token in model.stopIds) return Finish.STOP
+            if (session.length >= session.maxLength) return Finish.LENGTH
+            logits = session.feed(listOf(token))
+        }
+        return Finish.CANCELLED
+    }
+
+    override fun close() = session.close()
+}

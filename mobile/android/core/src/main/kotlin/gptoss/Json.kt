@@ -1,0 +1,136 @@
+package gptoss
+
+import java.io.Reader
+
+/**
+ * A small JSON reader, so that the core needs neither Android's nor another library's.
+ *
+ * Objects are maps in their order, arrays lists, numbers Double or Long. Equal strings are one
+ * string: a tokenizer's merges repeat its vocabulary.
+ */
+class Json private constructor(private val input: Reader) {
+    private val known = HashMap<String, String>()
+    private var next = input.read()
+
+    companion object {
+        /** UserError where the text is no JSON. */
+        fun read(input: Reader): Any? {
+            val json = Json(input)
+            val value = json.value()
+            json.space()
+            if (json.next >= 0) json.fail()
+            return value
+        }
+    }
+
+    private fun fail(): Nothing =
+        throw UserError(if (next < 0) "the JSON ends too soon" else "not JSON: '${next.toChar()}'")
+
+    private fun take(): Char {
+        if (next < 0) fail()
+        return next.toChar().also { next = input.read() }
+    }
+
+    private fun space() {
+        while (next == ' '.code || next == '\n'.code || next == '\r'.code || next == '\t'.code) {
+            next = input.read()
+        }
+    }
+
+    private fun expect(char: Char) {
+        space()
+        if (next != char.code) fail()
+        take()
+    }
+
+    private fun value(): Any? {
+        space()
+        return when (if (next < 0) ' ' else next.toChar()) {
+            '{' -> members()
+            '[' -> elements()
+            '"' -> string()
+            't' -> word("true", true)
+            'f' -> word("false", false)
+            'n' -> word("null", null)
+            else -> number()
+        }
+    }
+
+    private fun word(text: String, value: Any?): Any? {
+        for (char in text) if (take() != char) fail()
+        return value
+    }
+
+    private fun number(): Any {
+        val text = StringBuilder()
+        while (next >= 0 && next.toChar() in "+-.0123456789eE") text.append(take())
+        return text.toString().let { it.toLongOrNull() ?: it.toDoubleOrNull() } ?: fail()
+    }
+
+    private fun members(): Map<String, Any?> {
+        val found = LinkedHashMap<String, Any?>()
+        expect('{')
+        space()
+        while (next != '}'.code) {
+            if (found.isNotEmpty()) expect(',')
+            space()
+            val name = string()
+            expect(':')
+            found[name] = value()
+            space()
+        }
+        take()
+        return found
+    }
+
+    private fun elements(): List<Any?> {
+        val found = ArrayList<Any?>()
+        expect('[')
+        space()
+        while (next != ']'.code) {
+            if (found.isNotEmpty()) expect(',')
+            found.add(value())
+            space()
+        }
+        take()
+        return found
+    }
+
+    private fun string(): String {
+        if (next != '"'.code) fail()
+        take()
+        val text = StringBuilder()
+        while (next != '"'.code) {
+            val char = take()
+            text.append(if (char == '\\') escaped() else char)
+        }
+        take()
+        val made = text.toString()
+        return known.getOrPut(made) { made }
+    }
+
+    private fun escaped(): Char = when (val char = take()) {
+        'n' -> '\n'
+        't' -> '\t'
+        'r' -> '\r'
+        'b' -> '\b'
+        'f' -> '\u000c'
+        'u' -> String(CharArray(4) { take() }).toIntOrNull(16)?.toChar() ?: fail()
+        else -> char
+    }
+}
+
+/** The member `name` as an object; UserError where it is none. */
+@Suppress("UNCHECKED_CAST")
+fun Map<String, Any?>.child(name: String): Map<String, Any?> =
+    this[name] as? Map<String, Any?> ?: throw UserError("no $name in it")
+
+@Suppress("UNCHECKED_CAST")
+fun Map<String, Any?>.children(name: String): List<Map<String, Any?>> =
+    this[name] as? List<Map<String, Any?>> ?: throw UserError("no $name in it")
+
+fun Map<String, Any?>.text(name: String): String =
+    this[name] as? String ?: throw UserError("no $name in it")
+
+fun Map<String, Any?>.whole(name: String): Int =
+    (this[name] as? Number)?.toInt() ?: throw UserError("no $name in it")

@@ -1,0 +1,4 @@
+package gptoss
+
+/** What the user can put right; the message says how, in one line. */
+class UserError(message: String) : Exception(message)

@@ -1,0 +1,146 @@
+import Foundation
+
+/// A package that is loaded.
+public final class Model {
+    public let manifest: Manifest
+    public let tokenizer: Tokenizer
+    public let harmony: Harmony
+    /// The package's own.
+    public let sampling: Sampling
+    public let stopIds: Set<Int>
+    let graph: Graph
+
+    /// Loads the package in `folder`, which takes seconds; UserError when it cannot be.
+    public init(folder: URL, threads: Int = ProcessInfo.processInfo.activeProcessorCount) throws {
+        manifest = try Manifest(folder: folder)
+        for file in manifest.files {
+            let path = folder.appendingPathComponent(file.name).path
+            let size = try? FileManager.default.attributesOfItem(atPath: path)[.size] as? NSNumber
+            guard size?.intValue == file.size else {
+                throw UserError("\(file.name) is missing or cut short: get the package again")
+            }
+        }
+        let wanted = manifest.minRuntime
+        guard wanted.compare(OnnxRuntime.version, options: .numeric) != .orderedDescending else {
+            throw UserError("the package needs ONNX Runtime \(wanted), the app has \(OnnxRuntime.version)")
+        }
+        tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent("tokenizer.json"))
+        harmony = Harmony(tokenizer)
+        let configs = ["generation_config.json", "config.json"].map {
+            (try? Json(contentsOf: folder.appendingPathComponent($0))) ?? Json([:])
+        }
+        sampling = try Sampling(configs[0])
+        let ids = configs.compactMap { $0.members["eos_token_id"] }.first
+        stopIds = (ids as? [Int]).map(Set.init) ?? (ids as? Int).map { [$0] } ?? harmony.stopIds
+        let file = folder.appendingPathComponent(manifest.graph)
+        graph = try Graph(file, threads: threads, config: manifest.session)
+    }
+
+    /// A new conversation with room for `maxLength` tokens in all.
+    public func chat(
+        system: SystemPrompt, instructions: String? = nil, maxLength: Int = 4096,
+        sampling: Sampling? = nil
+    ) throws -> Chat {
+        let length = min(maxLength, manifest.contextLength)
+        let session = try Session(graph, manifest, maxLength: length)
+        return Chat(self, session, system, instructions, sampling ?? self.sampling)
+    }
+}
+
+public enum Finish { case stop, length, cancelled }
+
+/// How a reply ended.
+public struct Reply {
+    public let text: String
+    public let finish: Finish
+    public let tokens: [Int]
+}
+
+/// One conversation. One reply at a time, on a thread of the caller's that may wait.
+public final class Chat: @unchecked Sendable {
+    /// What was said.
+    public var messages: [Message] = []
+    private let model: Model
+    private let session: Session
+    private let system: SystemPrompt
+    private let instructions: String?
+    private let sampling: Sampling
+    private let lock = NSLock()
+    private var cancelled = false
+
+    init(
+        _ model: Model, _ session: Session, _ system: SystemPrompt, _ instructions: String?,
+        _ sampling: Sampling
+    ) {
+        (self.model, self.session, self.system) = (model, session, system)
+        (self.instructions, self.sampling) = (instructions, sampling)
+    }
+
+    /// Ends the reply under way after its present token. From any thread.
+    public func cancel() { set(true) }
+
+    private func set(_ value: Bool) {
+        lock.lock()
+        cancelled = value
+        lock.unlock()
+    }
+
+    private var isCancelled: Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        return cancelled
+    }
+
+    /// Says `text` and streams the reply to `onEvent`. When it fails, the history is as before.
+    @discardableResult
+    public func send(_ text: String, onEvent: (Event) -> Void = { _ in }) throws -> Reply {
+        set(false)
+        messages.append(Message("user", text))
+        do {
+            return try answer(onEvent)
+        } catch {
+            messages.removeLast()
+            throw error
+        }
+    }
+
+    private func answer(_ onEvent: (Event) -> Void) throws -> Reply {
+        let prompt = try model.harmony.render(messages, system: system, instructions: instructions)
+        guard prompt.count < session.maxLength else {
+            throw UserError("the conversation is too long: start a new chat")
+        }
+        let parser = StreamParser(model.tokenizer)
+        var tokens: [Int] = []
+        let finish = try generate(prompt) { token in
+            tokens.append(token)
+            parser.feed(token).forEach(onEvent)
+        }
+        parser.finish().forEach(onEvent)
+        let said = parser.messages.filter { $0.role == "assistant" && $0.recipient == nil }
+        // A reply that was cut keeps what a reader saw, not its reasoning.
+        messages += finish == .stop ? said : said.filter { $0.channel != "analysis" }
+        let final = said.filter { $0.channel == "final" }.map(\.content).joined()
+        return Reply(text: final, finish: finish, tokens: tokens)
+    }
+
+    private func generate(_ prompt: [Int], _ onToken: (Int) -> Void) throws -> Finish {
+        let sampler = Sampler(sampling, prompt: prompt)
+        var logits: [Float] = []
+        var at = session.reuse(prompt)
+        while at < prompt.count {
+            if isCancelled { return .cancelled }
+            let end = min(at + chunkSize, prompt.count)
+            logits = try session.feed(Array(prompt[at..<end]))
+            at = end
+        }
+        session.snapshot()  // the next turn drops this reply's reasoning and comes back to here
+        while !isCancelled {
+            let token = try sampler.next(logits)
+            onToken(token)
+            if model.stopIds.contains(token) { return .stop }
+            if session.tokens.count >= session.maxLength { return .length }
+            logits = try session.feed([token])
+        }
+        return .cancelled
+    }
+}

@@ -1,0 +1,138 @@
+import Foundation
+import GptOss
+
+// Holds the core to tests/vectors: GptOssCheck VECTORS DEMO [PACKAGE]. Exit 1 where one differs.
+let arguments = CommandLine.arguments.dropFirst().map { URL(fileURLWithPath: $0) }
+let tokenizer = try Tokenizer(contentsOf: arguments[1].appendingPathComponent("tokenizer.json"))
+var passed = 0
+var failed = 0
+
+func read(_ name: String) throws -> Json { try Json(contentsOf: arguments[0].appendingPathComponent(name)) }
+
+/// Texts are compared by their bytes: Swift's == takes é and e with an accent for the same.
+func equal<T>(_ what: String, _ found: T, _ expected: T) {
+    if Array(String(describing: found).utf8) == Array(String(describing: expected).utf8) {
+        passed += 1
+    } else {
+        failed += 1
+        print("\(what): \(found) instead of \(expected)")
+    }
+}
+
+func ids(_ json: Json, _ name: String) -> [Int] { json.members[name] as? [Int] ?? [] }
+
+func message(_ json: Json) throws -> Message {
+    try Message(
+        json.text("role"), json.text("content"), channel: json.optional("channel"),
+        recipient: json.optional("recipient"), contentType: json.optional("content_type"))
+}
+
+func tokenization() throws {
+    let vectors = try read("tokenization.json")
+    for entry in try vectors.children("encode") {
+        try equal("encode \(entry.text("text"))", tokenizer.encode(entry.text("text")), ids(entry, "ids"))
+    }
+    for entry in try vectors.children("decode") {
+        let tokens = ids(entry, "ids")
+        try equal("decode \(tokens)", tokenizer.decode(tokens), entry.text("text"))
+        var stream = Utf8Stream()
+        let pieces = tokens.map { stream.feed(tokenizer.bytes($0)) } + [stream.finish()]
+        equal("pieces \(tokens)", pieces, entry.members["pieces"] as? [String] ?? [])
+    }
+}
+
+/// Cases with tools are left out: the app's core has none.
+func harmony() throws {
+    for entry in try read("harmony.json").children("render") where try entry.children("tools").isEmpty {
+        var system: SystemPrompt?
+        if let given = try? entry.child("system") {
+            var made = try SystemPrompt(date: given.text("date"))
+            made.reasoning = try given.text("reasoning")
+            made.identity = try given.text("identity")
+            made.knowledgeCutoff = try given.text("knowledge_cutoff")
+            system = made
+        }
+        let found = try Harmony(tokenizer).render(
+            entry.children("messages").map(message), system: system,
+            instructions: entry.optional("instructions"), reply: entry.flag("reply"))
+        equal("render \(try entry.text("name"))", found, ids(entry, "ids"))
+    }
+}
+
+func parsing() throws {
+    for reply in try read("stream_parse.json").children("replies") {
+        let name = try reply.text("name")
+        let tokens = ids(reply, "ids")
+        let parser = StreamParser(tokenizer)
+        let events = tokens.map(parser.feed) + [parser.finish()]
+        let expected = reply.members["events"] as? [[[String]]] ?? []
+        equal("events \(name)", events.map { $0.map { [$0.channel, $0.text] } }, expected)
+        equal("messages \(name)", parser.messages, try reply.children("messages").map(message))
+        let cuts = reply.members["cuts"] as? [[[String: Any]]] ?? []
+        for (count, messages) in cuts.enumerated() {
+            let cut = StreamParser(tokenizer)
+            tokens.prefix(count).forEach { _ = cut.feed($0) }
+            _ = cut.finish()
+            equal("cut \(count) \(name)", cut.messages, try messages.map { try message(Json($0)) })
+        }
+    }
+}
+
+func sampling() throws {
+    let vectors = try read("sampling.json")
+    for entry in try vectors.children("splitmix64") {
+        let seed = UInt64(try entry.text("seed")) ?? 0
+        var one = SplitMix64(seed)
+        let found = (0..<4).map { _ in one.next() }.map { n in
+            let text = String(n, radix: 16)
+            return String(repeating: "0", count: 16 - text.count) + text
+        }
+        equal("splitmix64 \(seed)", found, entry.members["next"] as? [String] ?? [])
+        var other = SplitMix64(seed)
+        let uniform = entry.members["uniform"] as? [Double] ?? []
+        equal("uniform \(seed)", (0..<4).map { _ in other.uniform() }, uniform)
+    }
+    for entry in try vectors.children("draws") {
+        let given = try entry.child("sampling")
+        var sampling = try Sampling(Json(["do_sample": true].merging(given.members) { $1 }))
+        sampling.seed = UInt64(try given.text("seed"))
+        let logits = try numbers(entry.child("logits"))
+        let sampler = Sampler(sampling, prompt: ids(entry, "prompt"))
+        equal("draws \(given.members)", try (0..<12).map { _ in try sampler.next(logits) }, ids(entry, "tokens"))
+    }
+}
+
+func numbers(_ given: Json) throws -> [Float] {
+    if let values = given.members["values"] as? [Double] { return values.map(Float.init) }
+    var random = SplitMix64(UInt64(try given.text("seed")) ?? 0)
+    let scale = given.number("scale") ?? 0
+    return try (0..<given.whole("size")).map { _ in Float((random.uniform() * scale * 256).rounded(.down) / 256) }
+}
+
+/// Greedy replies of the package by ONNX Runtime's C API; then two turns, and a cancelled one.
+func answers(_ folder: URL) throws {
+    let model = try Model(folder: folder, threads: 1)
+    for entry in try read("answers.json").children("answers") {
+        guard let date = entry.optional("date") else { continue }
+        let turns = try entry.children("messages").map(message)
+        let chat = try model.chat(
+            system: SystemPrompt(date: date), instructions: entry.optional("instructions"), sampling: .greedy)
+        chat.messages = Array(turns.dropLast())
+        let said = turns.last?.content ?? ""
+        equal("answer \(said)", try chat.send(said).tokens, ids(entry, "reply"))
+    }
+    let chat = try model.chat(system: SystemPrompt(date: "2026-01-01"), sampling: .greedy)
+    let question = "What does os.path.join do?"
+    let first = try chat.send(question)
+    let second = try chat.send(question) { _ in chat.cancel() }
+    equal("finish", [first.finish, second.finish], [Finish.stop, Finish.cancelled])
+    equal("streamed", try chat.send(question).finish, Finish.stop)
+}
+
+try tokenization()
+try harmony()
+try parsing()
+try sampling()
+if arguments.count > 2 { try answers(arguments[2]) }
+print("\(passed) passed, \(failed) failed")
+exit(failed == 0 ? 0 : 1)
