@@ -1,12 +1,12 @@
 /** `GptOss` in the browser: a package's URL, onnxruntime-web on WebGPU or WebAssembly. */
-import type { Backend } from "./backend.js";
 import { Downloader } from "./download.js";
 import { UserError, firstLine } from "./errors.js";
 import type { Experts } from "./gpu_chunk.js";
-import { type Manifest, contains, externalDataFiles, parseManifest } from "./manifest.js";
+import { type Manifest, contains, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
+import { PackageFiles } from "./package_files.js";
 import { Tokenizer } from "./tokenizer.js";
-import { type GraphFiles, createSession, gpuBackend, wasmBackend } from "./web_backend.js";
+import { createSession, gpuBackend, wasmBackend } from "./web_backend.js";
 import {
   type Device,
   type Provider,
@@ -30,6 +30,8 @@ export interface LoadOptions extends RuntimeOptions {
   signal?: AbortSignal;
 }
 
+const TEXTS = ["tokenizer.json", "config.json", "generation_config.json"];
+
 /** A way to run the package, tried in order. */
 interface Attempt {
   provider: Provider;
@@ -44,18 +46,18 @@ export class GptOss extends Model {
   static async load(url: string | URL, options: LoadOptions = {}): Promise<GptOss> {
     const { onProgress, signal } = options;
     const base = new URL(`${String(url).replace(/\/+$/, "")}/`, globalThis.location?.href);
-    let [loaded, total] = [0, 0];
-    const onBytes = (file: string, bytes: number) => {
-      loaded += bytes;
-      onProgress?.({ stage: "fetch", file, loaded, total });
-    };
     const device = await findDevice(options.backend ?? "auto");
     const [ort, library] = await Promise.all([
       importRuntime(device.whyNot ? "wasm" : "webgpu", options),
       importTokenizers(options),
     ]);
-    const files = await Downloader.open(base, options.cache ?? true, onBytes, signal);
-    const text = await files.manifest();
+    let [loaded, files] = [0, undefined as PackageFiles | undefined];
+    const onBytes = (file: string, bytes: number) => {
+      loaded += bytes;
+      onProgress?.({ stage: "fetch", file, loaded, total: files?.total ?? 0 });
+    };
+    const downloader = await Downloader.open(base, options.cache ?? true, onBytes, signal);
+    const text = await downloader.manifest();
     const choose = (features: ReadonlySet<string>) =>
       parseManifest(text, new URL("manifest.json", base).href, {
         name: "onnxruntime-web",
@@ -66,66 +68,37 @@ export class GptOss extends Model {
         features,
       });
     const attempts = planAttempts(device, choose, options.backend);
-    const { manifest } = attempts[0];
-
-    const fetched = new Map<string, Promise<Uint8Array>>();
-    const get = (name: string): Promise<Uint8Array> => {
-      const entry = manifest.files[name];
-      if (!entry) throw new UserError(`${base}: the manifest names no ${name}; export it again`);
-      const started = fetched.get(name) ?? files.file(name, entry);
-      fetched.set(name, started);
-      return started;
-    };
-    const getText = async (name: string) => new TextDecoder().decode(await get(name));
-    const optional = async (name: string) =>
-      name in manifest.files ? await getText(name) : undefined;
-    const expect = (names: readonly string[]) => {
-      for (const name of names) if (!fetched.has(name)) total += manifest.files[name]?.size ?? 0;
-    };
-    /** The graph says which data files it needs, so it comes first. */
-    const getGraph = async (name: string, others: readonly string[]): Promise<GraphFiles> => {
-      expect([name]);
-      const graph = await get(name);
-      const shards = externalDataFiles(graph);
-      expect([...shards, ...others]);
-      const data = shards.map(async (path) => ({ path, data: await get(path) }));
-      await Promise.all([...data, ...others.filter((n) => n in manifest.files).map(get)]);
-      return { graph, data: await Promise.all(data) };
-    };
-    const texts = ["tokenizer.json", "config.json", "generation_config.json"];
-    await getGraph(manifest.graph, texts);
-    const tokenizer = new Tokenizer(await getText("tokenizer.json"), library);
-    const config = await optional("config.json");
-    const generationConfig = await optional("generation_config.json");
-    await files.keepManifest(text, manifest);
+    const [{ manifest }] = attempts;
+    files = new PackageFiles(base, downloader, manifest.files);
+    await files.graph(manifest.graph, TEXTS);
+    const tokenizer = new Tokenizer(await files.text("tokenizer.json"), library);
+    const config = await files.optionalText("config.json");
+    const generationConfig = await files.optionalText("generation_config.json");
+    await downloader.keepManifest(text, manifest);
 
     let reason = device.whyNot;
     for (const { provider, manifest } of attempts) {
-      const graphFiles = await getGraph(manifest.graph, []);
+      const graphFiles = await files.graph(manifest.graph);
       signal?.throwIfAborted();
-      onProgress?.({ stage: "prepare", loaded, total });
-      let backend: Backend;
+      onProgress?.({ stage: "prepare", loaded, total: files.total });
       try {
-        const runtime = provider === "wasm" && !device.whyNot
-          ? await importRuntime("wasm", options)
-          : ort;
+        const other = provider === "wasm" && !device.whyNot;
+        const runtime = other ? await importRuntime("wasm", options) : ort;
         const session = await createSession(runtime, provider, graphFiles);
-        const experts = expertsInQMoE(graphFiles.graph, manifest, config);
-        if (provider === "webgpu") backend = await gpuBackend(runtime, session, experts);
-        else backend = wasmBackend(runtime, session, reason ?? whyNotGpu(manifest));
+        const backend =
+          provider === "webgpu"
+            ? await gpuBackend(runtime, session, expertsInQMoE(graphFiles.graph, manifest, config))
+            : wasmBackend(runtime, session, reason ?? whyNotGpu(manifest));
+        const model = new GptOss(manifest, tokenizer, { config, generationConfig }, backend);
+        model.notCached = downloader.notCached;
+        return model;
       } catch (error) {
         if (error instanceof UserError) throw error;
-        if (provider === "wasm") {
-          throw new UserError(`ONNX Runtime cannot load the graph: ${firstLine(error)}`);
-        }
-        reason = `WebGPU cannot load the graph: ${firstLine(error)}`;
-        continue;
+        const name = provider === "webgpu" ? "WebGPU" : "ONNX Runtime";
+        reason = `${name} cannot load the graph: ${firstLine(error)}`;
       }
-      const model = new GptOss(manifest, tokenizer, { config, generationConfig }, backend);
-      model.notCached = files.notCached;
-      return model;
     }
-    throw new UserError(reason ?? whyNotGpu(manifest) ?? "WebGPU cannot run this package");
+    throw new UserError(reason as string);
   }
 }
 

@@ -4,12 +4,8 @@ import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { type Backend, type Graph, HostKv } from "./backend.js";
 import { GpuKv } from "./gpu.js";
 import { type Experts, gpuChunk } from "./gpu_chunk.js";
+import type { GraphFiles } from "./package_files.js";
 import type { Ort, Provider } from "./web_runtime.js";
-
-export interface GraphFiles {
-  graph: Uint8Array;
-  data: { path: string; data: Uint8Array }[];
-}
 
 export function createSession(
   ort: Ort,

@@ -1,7 +1,6 @@
 /** Twenty of the demo's questions, answered alike by every graph of it on every runtime here. */
 import { execFileSync } from "node:child_process";
-import { cpSync, existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { readFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -10,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { GptOss } from "../src/node.js";
 import type * as Library from "../src/web.js";
-import { CHROMIUM, Site, openBrowser, openPage } from "./site.js";
+import { Site, inChromium, openBrowser, openPage } from "./site.js";
 import { CPU_PACKAGE, NODE_PACKAGE, ROOT, WEB_PACKAGE } from "./support.js";
 
 declare const gptoss: typeof Library;
@@ -69,8 +68,7 @@ describe("in Node", () => {
   });
 });
 
-// A machine without Chromium cannot run these.
-describe.skipIf(!existsSync(CHROMIUM))("on WebAssembly", () => {
+inChromium("on WebAssembly", () => {
   let site: Site;
   let browser: Browser;
   beforeAll(async () => {

@@ -5,10 +5,18 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 
 import { type Browser, type Page, chromium } from "playwright-core";
+import { describe } from "vitest";
 
 import { ROOT, WEB_PACKAGE } from "./support.js";
 
-export const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+
+/** `describe`; skipped, and said so, on a machine without the browser. */
+export function inChromium(name: string, body: () => void): void {
+  if (existsSync(CHROMIUM)) describe(name, body);
+  else describe.skip(`${name}: no browser at ${CHROMIUM} (set CHROMIUM to one)`, body);
+}
+
 const TYPES: Record<string, string> = {
   html: "text/html",
   js: "text/javascript",

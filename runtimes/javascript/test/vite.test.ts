@@ -1,14 +1,14 @@
 /** The Vite app, built and used. */
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 
 import type { Browser } from "playwright-core";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test } from "vitest";
 
-import { CHROMIUM, Site, openBrowser, openPage } from "./site.js";
+import { Site, inChromium, openBrowser, openPage } from "./site.js";
 
-describe.skipIf(!existsSync(CHROMIUM))("the Vite app", () => {
+inChromium("the Vite app", () => {
   let folder: string;
   let site: Site;
   let browser: Browser;

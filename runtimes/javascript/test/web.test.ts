@@ -1,6 +1,6 @@
 /** The demo in Chromium: wasm and WebGPU, a worker, what is kept, and what cannot be loaded. */
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
 import type { ChatEvent } from "../src/chat.js";
 import type * as Library from "../src/web.js";
-import { CHROMIUM, Site, openBrowser, openPage, residentBytes } from "./site.js";
+import { Site, inChromium, openBrowser, openPage, residentBytes } from "./site.js";
 import { type Answers, ROOT, WEB_PACKAGE, vectors } from "./support.js";
 
 declare const gptoss: typeof Library;
@@ -23,8 +23,7 @@ const SHARD = Object.keys(
 const QUESTION = [{ role: "user", content: "What does os.path.join do?" }];
 const ANSWER = "Join two or more pathname components, inserting '/' as needed.";
 
-// A machine without Chromium cannot run these.
-describe.skipIf(!existsSync(CHROMIUM))("in Chromium", () => {
+inChromium("the demo", () => {
   let site: Site;
   let browser: Browser;
   let page: Page;
@@ -257,7 +256,7 @@ export(Checkpoint.open("demo"), options, Path(sys.argv[1]), lambda *_: None)`;
     [
       "a runtime too old",
       "manifest.json",
-      () => manifest((m) => (m.min_runtime = "9.1")),
+      () => manifest((m) => [m, ...m.graphs].forEach((graph) => (graph.min_runtime = "9.1"))),
       /needs onnxruntime 9\.1 or newer, this is onnxruntime-web 1\./,
     ],
   ])("%s says so in one line", async (_, name, fault, message) => {
