@@ -89,6 +89,24 @@ inChromium("the demo", () => {
     });
   });
 
+  test("a package for Node answers on wasm, and WebGPU says why it cannot", async () => {
+    page = await openPage(browser, site);
+    const found = await page.evaluate(
+      async ({ question, date }) => {
+        const load = (backend: "wasm" | "webgpu") =>
+          gptoss.GptOss.load("/build/demo-node-int4", { ...options, backend });
+        const model = await load("wasm");
+        const said = await model.chat(question, { system: { date } }).text();
+        return { said, why: await load("webgpu").catch((error: Error) => error.message) };
+      },
+      { question: QUESTION, date },
+    );
+    expect(found.said).toBe(ANSWER);
+    expect(found.why).toBe(
+      "the package's KV cache is windowed, which WebGPU cannot run: use --target web",
+    );
+  });
+
   test("the second start needs no network", async () => {
     page = await openPage(browser, site);
     const load = () =>
