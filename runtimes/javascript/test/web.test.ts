@@ -76,7 +76,7 @@ inChromium("the demo", () => {
       chunk: 1,
       chunkReason: expect.stringMatching(/not start workgroups in order \(\d+ of 50 trials/),
     });
-  }, 300_000); // every token is computed in software
+  }, 600_000); // every token is computed in software
 
   test("without a real GPU auto takes wasm and says why", async () => {
     page = await openPage(browser, site);
