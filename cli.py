@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from evaluation.commands import compare_command, eval_command, lm_eval_command
+from runtimes.commands import bench, chat, generate, targets, warn_if_slow
 from runtimes.console import (
     FOLDER,
     byte_progress,
-    chat_loop,
     fail,
     json_option,
     show,
     stage_progress,
     table,
-    threads_option,
 )
 from runtimes.errors import UserError
 
@@ -149,7 +147,7 @@ def export_command(
     target, *also = (get_target(name, min_runtime) for name in names)
     quantization = formats(quant, changes, recipe, tuning)
     checkpoint = Checkpoint.open(model, revision)
-    _warn(target, quantization.describe())
+    warn_if_slow(target, quantization.describe())
     chosen = [f"kv-{options['kv']}" if options["kv"] else None, options["activations"]]
     suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
     output = output or Path("build") / f"{checkpoint.name}-{suffix}"
@@ -211,10 +209,6 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     show({**checked, **figures}, as_json)
 
 
-for command in (eval_command, compare_command, lm_eval_command):
-    main.add_command(command)
-
-
 @main.command()
 @click.argument("path", metavar="PACKAGE|CHECKPOINT")
 @json_option
@@ -236,148 +230,6 @@ def inspect(path: str, as_json: bool) -> None:
 def _megabytes(graph: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {n: f"{v / 1e6:,.1f} MB" if "bytes" in n else v for n, v in graph.items()}
     return sizes | {"operators": sum(graph["operators"].values())}
-
-
-def _open(folder: Path, threads: int | None) -> Any:
-    from runtimes.package import Package
-    from runtimes.target import get_target
-
-    package = Package.open(folder, threads=threads)
-    _warn(get_target(package.manifest.target), package.manifest.recipe)
-    return package
-
-
-def _warn(target: Any, recipe: Mapping[str, str]) -> None:
-    if why := target.slow_here(recipe.get("experts", "")):
-        click.echo(f"Warning: {why}", err=True)
-
-
-def generation_options(command: Any) -> Any:
-    """The sampling options that generate and chat share; unset ones are the package's."""
-    for option in reversed(
-        (
-            click.option("--max-new-tokens", type=click.IntRange(1)),
-            click.option("--temperature", type=float, help="0 is greedy."),
-            click.option("--top-p", type=float),
-            click.option("--top-k", type=int),
-            click.option("--min-p", type=float),
-            click.option("--repetition-penalty", type=float),
-            click.option("--seed", type=int),
-            threads_option,
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
-
-    given = {name: value for name, value in sampling.items() if value is not None}
-    if given and "temperature" not in given:
-        given["temperature"] = package.sampling.temperature
-    if given:
-        given["do_sample"] = given["temperature"] > 0
-    return {"max_new_tokens": max_new_tokens, "sampling": replace(package.sampling, **given)}
-
-
-@main.command()
-@click.argument("package", type=FOLDER)
-@click.argument("prompts", nargs=-1, required=True)
-@click.option("--raw", is_flag=True, help="Continue the text itself instead of answering it.")
-@generation_options
-@json_option
-def generate(
-    package: Path,
-    prompts: tuple[str, ...],
-    raw: bool,
-    threads: int | None,
-    as_json: bool,
-    **sampling: Any,
-) -> None:
-    """Answer one or several PROMPTS at once.
-
-    \b
-    gptoss generate build/demo-cpu-int4 "What does os.path.join do?"
-    """
-    from runtimes.answer import answer
-
-    opened = _open(package, threads)
-    answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
-    if as_json:
-        click.echo(json.dumps(answers, ensure_ascii=False, indent=2))
-    else:
-        click.echo("\n".join(found["text"] for found in answers))
-
-
-@main.command()
-@click.argument("package", type=FOLDER)
-@click.option("--instructions", help="Instructions for the whole conversation.")
-@click.option("--reasoning", type=click.Choice(["low", "medium", "high"]), default="medium")
-@click.option("--show-analysis", is_flag=True, help="Show the model's reasoning too.")
-@generation_options
-def chat(
-    package: Path,
-    instructions: str | None,
-    reasoning: str,
-    show_analysis: bool,
-    threads: int | None,
-    **sampling: Any,
-) -> None:
-    """Talk to PACKAGE; an empty line or Ctrl-D ends it, Ctrl-C an answer.
-
-    \b
-    gptoss chat build/demo-cpu-int4
-    """
-    from runtimes.chat import Chat
-    from runtimes.harmony import SystemPrompt
-
-    opened = _open(package, threads)
-    conversation = Chat(
-        opened,
-        system=SystemPrompt(reasoning=reasoning),
-        instructions=instructions,
-        **_options(opened, **sampling),
-    )
-    chat_loop(conversation, show_analysis)
-
-
-@main.command()
-@click.argument("package", type=FOLDER)
-@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
-@threads_option
-@json_option
-def bench(
-    package: Path, prompt_tokens: int, new_tokens: int, threads: int | None, as_json: bool
-) -> None:
-    """Measure load, prefill, decode, memory and the share of the memory's bandwidth.
-
-    \b
-    gptoss bench build/demo-cpu-int4 --threads 2 --json
-    """
-    from runtimes.bench import bench as run
-
-    _open(package, threads)
-    figures = run(package, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads)
-    show(figures.as_dict(), as_json)
-
-
-@main.command()
-@click.option("--kernels", is_flag=True, help="List every operator with its types as well.")
-@json_option
-def targets(kernels: bool, as_json: bool) -> None:
-    """List the targets: presets, oldest runtime, and how each was verified.
-
-    \b
-    gptoss targets
-    """
-    from runtimes.target import describe, load_targets
-
-    rows = [describe(target, kernels=kernels) for target in load_targets().values()]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        table(rows)
 
 
 @main.command()
@@ -412,6 +264,10 @@ def synth(folder: Path, **sizes: Any) -> None:
     with stage_progress() as progress:
         synthesize(folder, progress=lambda done, total: progress("weights", done, total), **sizes)
     click.echo(str(folder))
+
+
+for command in (eval_command, compare_command, lm_eval_command, generate, chat, bench, targets):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -172,9 +172,10 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
+def describe(target: Target) -> dict[str, Any]:
     """A target as a row of `gptoss targets`."""
-    row: dict[str, Any] = {
+    reason = f": {target.experts_reason}" if target.experts_reason else ""
+    return {
         "name": target.name,
         "runs_on": target.description,
         "provider": target.providers,
@@ -182,13 +183,22 @@ def describe(target: Target, *, kernels: bool = False) -> dict[str, Any]:
         "presets": list(target.presets),
         "activations": list(target.activations),
         "kv": ["float", *(["int8"] if target.int8_kv else [])],
-        "experts": target.experts,
+        "operators": len(target.kernels),
+        "experts": f"{target.experts}{reason}",
         "verified": target.verified,
     }
-    if kernels:
-        row["experts_reason"] = target.experts_reason
-        row["kernels"] = [
-            f"{domain or 'ai.onnx'}::{op} {'/'.join(sorted(kernel.dtypes)).lower()}"
-            for (domain, op), kernel in sorted(target.kernels.items())
-        ]
-    return row
+
+
+def kernel_rows(target: Target) -> list[dict[str, str]]:
+    """Each operator of a target, with the element types and attributes its kernel takes."""
+    return [
+        {
+            "operator": f"{domain or 'ai.onnx'}::{op}",
+            "types": "/".join(sorted(kernel.dtypes)).lower(),
+            "attributes": ", ".join(
+                name if values is None else f"{name}={'|'.join(map(str, sorted(values)))}"
+                for name, values in kernel.attributes.items()
+            ),
+        }
+        for (domain, op), kernel in sorted(target.kernels.items())
+    ]

@@ -170,8 +170,10 @@ def test_bench_and_targets(demo_package: DemoPackage) -> None:
     sizes = ("--prompt-tokens", "16", "--new-tokens", "4", "--threads", "1")
     figures = read("bench", demo_package("int4"), *sizes)
     assert (figures["prompt_tokens"], figures["new_tokens"], figures["threads"]) == (16, 4, 1)
-    (cpu,) = (row for row in read("targets", "--kernels") if row["name"] == "cpu")
-    assert any("QMoE" in kernel for kernel in cpu["kernels"])
+    (cpu,) = (row for row in read("targets") if row["name"] == "cpu")
+    assert any("QMoE" in kernel["operator"] for kernel in cpu["kernels"])
+    assert cpu == read("targets", "cpu")
+    assert "com.microsoft::QMoE" in run("targets", "cpu").stdout
     shown = run("targets").stdout
     assert all(cell in shown for cell in ("cpu", *cpu["min_runtime"], *cpu["presets"]))
 

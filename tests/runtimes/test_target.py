@@ -8,7 +8,7 @@ import pytest
 
 import runtimes.targets
 from runtimes.errors import UserError
-from runtimes.target import Kernel, describe, get_target, load_targets
+from runtimes.target import Kernel, describe, get_target, kernel_rows, load_targets
 
 NEW = """
 from dataclasses import replace
@@ -44,15 +44,15 @@ def test_described(name: str) -> None:
     row = describe(target)
     assert (row["name"], row["provider"]) == (name, target.providers)
     assert row["presets"] == list(target.presets)
-    assert "kernels" not in row
-    listed = describe(target, kernels=True)["kernels"]
-    assert len(listed) == len(target.kernels)
+    assert row["operators"] == len(kernel_rows(target)) == len(target.kernels)
 
 
-def test_described_kernels_name_their_domain_and_types() -> None:
-    listed = describe(get_target("cpu"), kernels=True)["kernels"]
-    assert "ai.onnx::MatMul float" in listed
-    assert "com.microsoft::GatherBlockQuantized float/uint8" in listed
+def test_described_kernels_name_their_domain_types_and_attributes() -> None:
+    listed = {row["operator"]: row for row in kernel_rows(get_target("cpu"))}
+    assert listed["ai.onnx::MatMul"]["types"] == "float"
+    gather = listed["com.microsoft::GatherBlockQuantized"]
+    assert gather["types"] == "float/uint8"
+    assert gather["attributes"].startswith("bits=4|8, block_size=16|32|64|128|256")
 
 
 def test_a_target_without_an_operator_says_so() -> None:

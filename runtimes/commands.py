@@ -1,0 +1,160 @@
+"""gptoss generate, chat, bench and targets; what they use is imported when they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtimes.console import FOLDER, chat_loop, json_option, show, table, threads_option
+
+
+def warn_if_slow(target: Any, recipe: Mapping[str, str]) -> None:
+    """On stderr, where experts of a package have no fast kernel on this machine."""
+    if why := target.slow_here(recipe.get("experts", "")):
+        click.echo(f"Warning: {why}", err=True)
+
+
+def _open(folder: Path, threads: int | None) -> Any:
+    from runtimes.package import Package
+    from runtimes.target import get_target
+
+    package = Package.open(folder, threads=threads)
+    warn_if_slow(get_target(package.manifest.target), package.manifest.recipe)
+    return package
+
+
+def generation_options(command: Any) -> Any:
+    """The sampling options that generate and chat share; unset ones are the package's."""
+    for option in reversed(
+        (
+            click.option("--max-new-tokens", type=click.IntRange(1)),
+            click.option("--temperature", type=float, help="0 is greedy."),
+            click.option("--top-p", type=float),
+            click.option("--top-k", type=int),
+            click.option("--min-p", type=float),
+            click.option("--repetition-penalty", type=float),
+            click.option("--seed", type=int),
+            threads_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if given and "temperature" not in given:
+        given["temperature"] = package.sampling.temperature
+    if given:
+        given["do_sample"] = given["temperature"] > 0
+    return {"max_new_tokens": max_new_tokens, "sampling": replace(package.sampling, **given)}
+
+
+@click.command()
+@click.argument("package", type=FOLDER)
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--raw", is_flag=True, help="Continue the text itself instead of answering it.")
+@generation_options
+@json_option
+def generate(
+    package: Path,
+    prompts: tuple[str, ...],
+    raw: bool,
+    threads: int | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Answer one or several PROMPTS at once.
+
+    \b
+    gptoss generate build/demo-cpu-int4 "What does os.path.join do?"
+    """
+    from runtimes.answer import answer
+
+    opened = _open(package, threads)
+    answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
+    if as_json:
+        click.echo(json.dumps(answers, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(found["text"] for found in answers))
+
+
+@click.command()
+@click.argument("package", type=FOLDER)
+@click.option("--instructions", help="Instructions for the whole conversation.")
+@click.option("--reasoning", type=click.Choice(["low", "medium", "high"]), default="medium")
+@click.option("--show-analysis", is_flag=True, help="Show the model's reasoning too.")
+@generation_options
+def chat(
+    package: Path,
+    instructions: str | None,
+    reasoning: str,
+    show_analysis: bool,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Talk to PACKAGE; an empty line or Ctrl-D ends it, Ctrl-C an answer.
+
+    \b
+    gptoss chat build/demo-cpu-int4
+    """
+    from runtimes.chat import Chat
+    from runtimes.harmony import SystemPrompt
+
+    opened = _open(package, threads)
+    conversation = Chat(
+        opened,
+        system=SystemPrompt(reasoning=reasoning),
+        instructions=instructions,
+        **_options(opened, **sampling),
+    )
+    chat_loop(conversation, show_analysis)
+
+
+@click.command()
+@click.argument("package", type=FOLDER)
+@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@threads_option
+@json_option
+def bench(
+    package: Path, prompt_tokens: int, new_tokens: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure load, prefill, decode, memory and the share of the memory's bandwidth.
+
+    \b
+    gptoss bench build/demo-cpu-int4 --threads 2 --json
+    """
+    from runtimes.bench import bench as run
+
+    _open(package, threads)
+    figures = run(package, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads)
+    show(figures.as_dict(), as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def targets(name: str | None, as_json: bool) -> None:
+    """List the targets and how each was verified; of target NAME every operator too.
+
+    \b
+    gptoss targets
+    gptoss targets web
+    """
+    from runtimes.target import describe, get_target, kernel_rows, load_targets
+
+    chosen = [get_target(name)] if name else list(load_targets().values())
+    if as_json:
+        rows = [describe(target) | {"kernels": kernel_rows(target)} for target in chosen]
+        click.echo(json.dumps(rows[0] if name else rows, indent=2))
+    elif name:
+        show(describe(chosen[0]), as_json)
+        table(kernel_rows(chosen[0]))
+    else:
+        table([describe(target) for target in chosen])
