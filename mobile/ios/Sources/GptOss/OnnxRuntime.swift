@@ -69,8 +69,9 @@ final class Graph {
             throw UserError("ONNX Runtime \(OnnxRuntime.version) is older than the app")
         }
         self.api = api
+        setenv("ORT_DISABLE_TELEMETRY", "1", 1)  // nothing leaves the phone
         try OnnxRuntime.call(api.CreateEnv(ORT_LOGGING_LEVEL_WARNING, "gptoss", &environment))
-        try OnnxRuntime.call(api.DisableTelemetryEvents(environment))  // nothing leaves the phone
+        try OnnxRuntime.call(api.DisableTelemetryEvents(environment))
         var options: OpaquePointer?
         try OnnxRuntime.call(api.CreateSessionOptions(&options))
         defer { api.ReleaseSessionOptions(options) }

@@ -90,7 +90,9 @@ func sampling() throws {
         equal("splitmix64 \(seed)", found, entry.members["next"] as? [String] ?? [])
         var other = SplitMix64(seed)
         let uniform = entry.members["uniform"] as? [Double] ?? []
-        equal("uniform \(seed)", (0..<4).map { _ in other.uniform() }, uniform)
+        // Foundation on Linux reads a JSON number to its 16th digit only.
+        let near = uniform.map { abs($0 - other.uniform()) < 1e-15 }
+        equal("uniform \(seed)", near, [true, true, true, true])
     }
     for entry in try vectors.children("draws") {
         let given = try entry.child("sampling")

@@ -59,7 +59,7 @@ class Session(private val graph: OrtSession, private val manifest: Manifest, val
                 val presents = caches.associate { "present.${it.name}" to it.tensor }
                 graph.run(inputs, setOf("logits"), presents).use { result ->
                     fed += tokens
-                    val logits = (result.get("logits").get() as OnnxTensor).floatBuffer
+                    val logits = (result.first { it.key == "logits" }.value as OnnxTensor).floatBuffer
                     return FloatArray(manifest.vocabSize).also {
                         logits.position(logits.limit() - it.size)
                         logits.get(it)
