@@ -11,7 +11,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEV = $(VENV)/.dev
-SOURCES = $(shell find export graph_passes runtimes evaluation -name '*.py') cli.py
+SOURCES = $(shell find export graph_passes runtimes evaluation mobile -name '*.py') cli.py
 
 JS = runtimes/javascript
 
