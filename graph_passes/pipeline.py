@@ -24,7 +24,7 @@ from graph_passes.lower_attention import LowerAttention
 from graph_passes.lower_moe import LowerMoE
 from graph_passes.pin_opset import pin_opset
 from graph_passes.quantization import Quantization
-from graph_passes.quantize_embedding import QuantizeEmbedding
+from graph_passes.quantize_embedding import ZERO_POINTS, QuantizeEmbedding
 from graph_passes.quantize_kv import QuantizeKv
 from graph_passes.quantize_linears import QuantizeLinears
 from graph_passes.rounding import Rounding
@@ -95,7 +95,10 @@ def recipe(
     steps.append(Step("quantize linears", QuantizeLinears(quantization, rounding), 2 * layers + 1))
     embedding = quantization.of("embedding")
     if embedding.kind == "int":
-        steps.append(Step("quantize embedding", QuantizeEmbedding(embedding, rounding), 1))
+        gather = target.kernels.get(("com.microsoft", "GatherBlockQuantized"))
+        zero_points = gather is not None and gather.min_inputs > ZERO_POINTS
+        packed_embedding = QuantizeEmbedding(embedding, rounding, zero_points)
+        steps.append(Step("quantize embedding", packed_embedding, 1))
         if not target.has_kernel("com.microsoft", "GatherBlockQuantized"):
             steps.append(Step("unpack embedding", unpack_embedding, 1))
     packed = target.kernels.get(("com.microsoft", "MatMulNBits"))

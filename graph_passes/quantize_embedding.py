@@ -1,12 +1,15 @@
 """Gather over the float embedding -> GatherBlockQuantized over its blocks.
 
 Gather(embedding [V, H], ids)  ->  GatherBlockQuantized(codes [V, H*bits/8], ids, scales)
+
+Codes are symmetric. A kernel that takes missing zero points for 0 is given them: 8 or 128, all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graph_passes.quantization import Format
@@ -15,11 +18,14 @@ from graph_passes.rounding import SEARCH, Rounding
 from graph_passes.step import discard, initializer, output
 from graph_passes.weights import FloatWeight
 
+ZERO_POINTS = 3  # the place of that input
+
 
 @dataclass(frozen=True)
 class QuantizeEmbedding:
     form: Format
     rounding: Rounding = SEARCH
+    zero_points: bool = False  # the kernel must be given them
 
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
@@ -33,9 +39,12 @@ class QuantizeEmbedding:
             codes = initializer(graph, f"{table.name}_q{self.form.bits}", pair.packed)
             scales = initializer(graph, f"{table.name}_scales", pair.scales)
             new = output(str(old.name), ir.DataType.FLOAT, old.shape)
+            inputs = [codes, ids, scales]
+            if self.zero_points:
+                inputs.append(self._zero_points(graph, str(table.name), scales))
             gather = ir.node(
                 "GatherBlockQuantized",
-                [codes, ids, scales],
+                inputs,
                 {
                     "bits": self.form.bits,
                     "block_size": self.form.block,
@@ -51,3 +60,11 @@ class QuantizeEmbedding:
             discard(graph, table)
             count += 1
         return count
+
+    def _zero_points(self, graph: ir.Graph, name: str, scales: ir.Value) -> ir.Value:
+        """uint8 [V, ceil(H / block * bits / 8)]"""
+        assert scales.const_value is not None
+        rows, blocks = scales.const_value.shape.numpy()
+        zero = 0x88 if self.form.bits == 4 else 0x80
+        array = np.full((rows, -(-blocks * self.form.bits // 8)), zero, np.uint8)
+        return initializer(graph, f"{name}_zero_points", ir.Tensor(array))

@@ -102,6 +102,7 @@ TARGET = Target(
             },
             inputs=6,
         ),
+        # Older kernels take missing zero points for 0, where the CPU's takes them for the middle.
         ("com.microsoft", "GatherBlockQuantized"): Kernel(
             FLOAT | {"UINT8"},
             {
@@ -110,7 +111,8 @@ TARGET = Target(
                 "gather_axis": frozenset({0}),
                 "quantize_axis": frozenset({1}),
             },
-            inputs=3,
+            inputs=4,
+            min_inputs=4,
         ),
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },

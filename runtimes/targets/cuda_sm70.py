@@ -85,6 +85,7 @@ TARGET = Target(
             },
             inputs=5,
         ),
+        # Older kernels take missing zero points for 0, where the CPU's takes them for the middle.
         ("com.microsoft", "GatherBlockQuantized"): Kernel(
             FLOAT | {"UINT8"},
             {
@@ -93,7 +94,8 @@ TARGET = Target(
                 "gather_axis": frozenset({0}),
                 "quantize_axis": frozenset({1}),
             },
-            inputs=3,
+            inputs=4,
+            min_inputs=4,
         ),
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },

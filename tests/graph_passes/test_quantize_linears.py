@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from export.binding import bind
 from export.checkpoint import Checkpoint
 from graph_passes.blockwise import dequantize_blocks
 from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, INT4, INT8_64, Quantization, uniform
+from graph_passes.quantization import FP32, INT4, INT8_64, Format, Quantization, uniform
 from graph_passes.quantize_embedding import QuantizeEmbedding
 from graph_passes.quantize_linears import QuantizeLinears
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes, ops
@@ -93,3 +94,20 @@ def test_quantized_rows_are_the_rows_of_the_table(model: ir.Model, checkpoint: C
     step = np.abs(table).reshape(2, 5, -1, 64).max(-1, keepdims=True) / 128
     error = np.abs(rows - table).reshape(2, 5, -1, 64) / step
     assert error.max() <= 1 + 1e-5 and np.mean(error <= 0.5 + 1e-5) > 0.99
+
+
+@pytest.mark.parametrize("form", [INT4, INT8_64], ids=str)
+def test_zero_points_for_a_kernel_that_takes_missing_ones_for_0(
+    model: ir.Model, checkpoint: Checkpoint, traced: ir.Model, form: Format
+) -> None:
+    """The middle of the codes: what the CPU's kernel takes them for when they are missing."""
+    without = traced.clone()
+    bind(without, checkpoint)
+    QuantizeEmbedding(form)(without)
+    QuantizeEmbedding(form, zero_points=True)(model)
+    zeros = nodes(model, "GatherBlockQuantized")[0].inputs[3].const_value.numpy()
+    blocks = -(-64 // form.block)
+    assert zeros.shape == (512, -(-blocks * form.bits // 8))
+    assert np.unique(zeros) == [0x88 if form.bits == 4 else 0x80]
+    for ours, theirs in zip(computed(model), computed(without), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
