@@ -27,7 +27,13 @@ from runtimes.session import Session
 from runtimes.target import get_target
 
 NAMES = ("cpu", "node", "web")
-FILES = ["model.onnx", "model.node.onnx", "model.web.onnx"]
+# Each graph's file, its target, and its file in a package of that target alone.
+GRAPHS = [
+    ("model.onnx", "cpu", "model.onnx"),
+    ("model.node.onnx", "node", "model.onnx"),
+    ("model.web.onnx", "web", "model.onnx"),
+    ("model.web.float16.onnx", "web", "model.web.float16.onnx"),
+]
 Make = Callable[..., Path]
 
 
@@ -56,9 +62,9 @@ def logits(folder: Path, graph: str | None = None) -> np.ndarray:
 
 def test_each_graph_computes_as_in_a_package_of_its_own(make: Make) -> None:
     together = make(*NAMES)
-    assert graph_files(together) == FILES
-    for name, file in zip(NAMES, FILES, strict=True):
-        np.testing.assert_array_equal(logits(together, file), logits(make(name)))
+    assert graph_files(together) == [file for file, *_ in GRAPHS]
+    for file, name, own in GRAPHS:
+        np.testing.assert_array_equal(logits(together, file), logits(make(name), own))
     assert verify(together, lambda count: None) == []
 
 
@@ -67,7 +73,9 @@ def test_the_weights_are_there_once(make: Make) -> None:
     assert sizes[0] == sizes[1]
     found = describe(str(make(*NAMES)))
     weights = {graph["weight_bytes"] for graph in found["graphs"].values()}
-    assert [graph["target"] for graph in found["graphs"].values()] == list(NAMES)
+    assert [graph["target"] for graph in found["graphs"].values()] == [
+        name for _, name, _ in GRAPHS
+    ]
     assert {graph["own_bytes"] for graph in found["graphs"].values()} == {0}
     # Node's graph holds a tiny expert's bias in itself, where the others read all experts' at once.
     assert min(weights) == found["shared_bytes"] > 0.8 * sizes[0]
