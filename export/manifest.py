@@ -45,6 +45,7 @@ def _graph(made: Plan, planned: PlannedGraph) -> dict[str, Any]:
     return {
         "target": target.name,
         "min_runtime": target.min_runtime,
+        "verified": target.verified,
         "graph": planned.file,
         "activations": planned.activations,
         "requires": planned.requires,

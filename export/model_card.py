@@ -20,7 +20,7 @@ def model_card(made: Plan, manifest: dict[str, Any]) -> str:
 
 {source["name"]}{revision}, exported to ONNX for the target `{manifest["target"]}`
 with the preset `{manifest["quant"]}`. It runs on ONNX Runtime {manifest["min_runtime"]} or newer.
-
+{_graphs(manifest)}
 | | |
 |---|---|
 | weights | {size / 1e6:,.1f} MB |
@@ -49,6 +49,19 @@ gptoss eval <this folder> --against <the checkpoint>
 `manifest.json` has the size and SHA-256 of every file, the graph's inputs and outputs and the
 layout of the KV cache. The licence is that of the checkpoint.
 """
+
+
+def _graphs(manifest: Mapping[str, Any]) -> str:
+    """How packages like this were checked; of several graphs, what each is for."""
+    if not manifest["graphs"]:
+        return f"How packages for it were checked: {manifest['verified']}.\n"
+    rows = (
+        f"| `{graph['graph']}` | {graph['target']}, {graph['activations']} "
+        f"| {graph['min_runtime']} | {graph['verified']} |\n"
+        for graph in manifest["graphs"]
+    )
+    head = "\n| graph | for | ONNX Runtime | how such packages were checked |\n|---|---|---|---|\n"
+    return head + "".join(rows)
 
 
 def measured(card: str, evaluation: Mapping[str, Any]) -> str:

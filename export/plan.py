@@ -212,7 +212,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "source": made.checkpoint.name,
         "target": ",".join(target.name for target in made.options.targets),
         "recipe": made.options.quantization.describe(),
-        "graphs": {graph.file: graph.activations for graph in made.graphs},
+        "graphs": [f"{graph.target.name} in {graph.activations}" for graph in made.graphs],
         "written_bytes": made.written_bytes,
         "linked_bytes": sum(t.nbytes for t in made.tensors) - made.written_bytes,
         "weights": weight_bytes(made),

@@ -72,8 +72,8 @@ _int8_kv = _more(
     ORT_1_24,
     ATTENTION,
     inputs=14,  # scales of keys and values
-    k_quant_type=frozenset({"PER_CHANNEL"}),
-    v_quant_type=frozenset({"PER_CHANNEL"}),
+    k_quant_type=frozenset({"NONE", "PER_CHANNEL"}),
+    v_quant_type=frozenset({"NONE", "PER_CHANNEL"}),
     kv_cache_bit_width=frozenset({8}),
 )
 ORT_1_27 = replace(

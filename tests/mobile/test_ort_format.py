@@ -154,3 +154,16 @@ def test_a_conversion_that_fails_leaves_no_package(
     with pytest.raises(UserError, match="cannot be written"):
         phone_package(tmp_path / "package", ANDROID)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("runtime", [None, get_target("ios").older[-1].min_runtime])
+@pytest.mark.parametrize("kv", ["float", "int8"])
+@pytest.mark.parametrize("quant", get_target("ios").presets)
+def test_every_kind_of_package_is_one_file_that_its_table_takes(
+    phone_package: PhonePackage, tmp_path: Path, quant: str, kv: str, runtime: str | None
+) -> None:
+    """ONNX Runtime spells defaults out: those that no other kind of package names as well."""
+    target = get_target("ios", runtime)
+    package = phone_package(tmp_path / "package", target, quant, kv=kv)
+    assert (package / "model.ort").is_file()
+    assert verify(package, lambda count: None) == []
