@@ -128,9 +128,10 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         _check(checkpoint, options, target)
     kinds = [(t, a) for t in options.targets for a in _activations(options, t)]
     floats = {activations for _, activations in kinds}
+    portable = trace(checkpoint.spec)
     graphs: list[PlannedGraph] = []
     for target, activations in kinds:
-        model = trace(checkpoint.spec)
+        model = portable.clone()
         bind(model, checkpoint)
         steps = recipe(
             checkpoint.spec,

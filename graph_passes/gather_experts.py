@@ -250,10 +250,9 @@ def _stored(layer: ExpertLayer, weight: ir.Value, bias: ir.Value, rounding: Roun
     experts, rows, columns = stored.shape.numpy()
     blocks = (experts, rows, columns // form.block, form.block * form.bits // 8)
     codes = StreamedTensor(pair.packed.chunks, pair.packed.dtype, blocks)
-    name = f"{weight.name}_{str(form).partition(':')[0]}"
     return _Stored(
-        initializer(layer.graph, name, codes),
-        initializer(layer.graph, f"{weight.name}_scales", pair.scales),
+        initializer(layer.graph, str(pair.packed.name), codes),
+        initializer(layer.graph, str(pair.scales.name), pair.scales),
         bias,
         rows,
         columns,

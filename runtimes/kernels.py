@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from runtimes.target import Kernel
+from runtimes.target import Attribute, Kernel
 
 Kernels = Mapping[tuple[str, str], Kernel]
 
@@ -29,6 +29,13 @@ SWIGLU = {
     "swiglu_fusion": frozenset({1}),
 }
 
+GROUP_QUERY_ATTENTION: Mapping[str, Attribute] = {
+    "num_heads": None,
+    "kv_num_heads": None,
+    "scale": None,
+    "do_rotary": frozenset({0, 1}),
+    "local_window_size": None,
+}
 MATMUL_NBITS = Kernel(
     FLOAT,
     {
@@ -49,6 +56,13 @@ GATHER_BLOCK_QUANTIZED = Kernel(
         "quantize_axis": frozenset({1}),
     },
     inputs=3,
+)
+
+# GPUs know accuracy_level, which has no effect there.
+GPU_MATMUL_NBITS = replace(
+    MATMUL_NBITS,
+    dtypes=FLOAT | {"FLOAT16"},
+    attributes={**MATMUL_NBITS.attributes, "accuracy_level": None},
 )
 
 STANDARD: Kernels = {
@@ -84,6 +98,23 @@ STANDARD: Kernels = {
     ("", "ReduceSum"): Kernel(INDEX, {"keepdims": None}),
     ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
 }
+
+
+def moving(dtypes: frozenset[str]) -> Kernels:
+    """Operators that compute nothing, of a provider that has them all for these element types."""
+    return {
+        ("", "Gather"): Kernel(dtypes, {"axis": None}),
+        ("", "Concat"): Kernel(dtypes, {"axis": None}),
+        ("", "Split"): Kernel(dtypes, {"axis": None, "num_outputs": None}),
+        ("", "Slice"): Kernel(dtypes),
+        ("", "Expand"): Kernel(dtypes),
+        ("", "Transpose"): Kernel(dtypes, {"perm": None}),
+        ("", "Reshape"): Kernel(dtypes),
+        ("", "Squeeze"): Kernel(dtypes),
+        ("", "Unsqueeze"): Kernel(dtypes),
+        ("", "Shape"): Kernel(dtypes, {"start": None, "end": None}),
+        ("", "Cast"): Kernel(dtypes, {"to": None}),
+    }
 
 
 def with_floats(kernels: Kernels, *dtypes: str) -> Kernels:

@@ -13,6 +13,7 @@ from runtimes.kernels import (
     BLOCKS,
     FLOAT,
     GATHER_BLOCK_QUANTIZED,
+    GROUP_QUERY_ATTENTION,
     MATMUL_NBITS,
     NORM,
     STANDARD,
@@ -46,13 +47,7 @@ ORT_1_24 = Target(
         **STANDARD,
         ATTENTION: Kernel(
             FLOAT,
-            {
-                "num_heads": None,
-                "kv_num_heads": None,
-                "scale": None,
-                "do_rotary": frozenset({0, 1}),
-                "local_window_size": None,
-            },
+            GROUP_QUERY_ATTENTION,
             inputs=12,
         ),
         QMOE: Kernel(

@@ -12,7 +12,18 @@ length. In 8 bits it would be turned back into 16 at every step: the kernels for
 
 from __future__ import annotations
 
-from runtimes.kernels import BLOCKS, BOOL, INDEX, NORM, SWIGLU
+from dataclasses import replace
+
+from runtimes.kernels import (
+    BOOL,
+    GATHER_BLOCK_QUANTIZED,
+    GPU_MATMUL_NBITS,
+    GROUP_QUERY_ATTENTION,
+    INDEX,
+    NORM,
+    SWIGLU,
+    moving,
+)
 from runtimes.target import ATTENTION_BIAS, Kernel, Target
 
 HALF = frozenset({"FLOAT16", "BFLOAT16"})
@@ -37,18 +48,12 @@ TARGET = Target(
     verified="kernel table (of the shipped library), numerics on ONNX Runtime's CPU provider; "
     "on a GPU: not measured (tests/targets/cuda_check.py does)",
     kernels={
+        **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
         ("", "MatMul"): Kernel(FLOAT),
         ("", "Add"): Kernel(FLOAT | INDEX),
         ("", "Sub"): Kernel(FLOAT | INDEX),
         ("", "Mul"): Kernel(FLOAT | INDEX),
-        ("", "Cast"): Kernel(ANY, {"to": None}),
-        ("", "Reshape"): Kernel(ANY),
-        ("", "Shape"): Kernel(ANY, {"start": None, "end": None}),
-        ("", "Slice"): Kernel(ANY),
-        ("", "Squeeze"): Kernel(ANY),
-        ("", "Unsqueeze"): Kernel(ANY),
-        ("", "Gather"): Kernel(ANY, {"axis": None}),
         ("", "ReduceSum"): Kernel(FLOAT | INDEX, {"keepdims": None}),
         # Attention with global tokens is of these.
         ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
@@ -61,21 +66,11 @@ TARGET = Target(
         ("", "Or"): Kernel(BOOL),
         ("", "CumSum"): Kernel(INDEX),
         ("", "Range"): Kernel(INDEX),
-        ("", "Concat"): Kernel(ANY, {"axis": None}),
-        ("", "Expand"): Kernel(ANY),
-        ("", "Split"): Kernel(ANY, {"axis": None, "num_outputs": None}),
-        ("", "Transpose"): Kernel(ANY, {"perm": None}),
         ("com.microsoft", "RotaryEmbedding"): Kernel(FLOAT, inputs=4),
         ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None, "alpha": None}, inputs=2),
         ("com.microsoft", "GroupQueryAttention"): Kernel(
             HALF,
-            {
-                "num_heads": None,
-                "kv_num_heads": None,
-                "scale": None,
-                "do_rotary": frozenset({0, 1}),
-                "local_window_size": None,
-            },
+            GROUP_QUERY_ATTENTION,
             inputs=12,
             absent=frozenset({ATTENTION_BIAS}),
         ),
@@ -91,28 +86,10 @@ TARGET = Target(
             },
             inputs=17,
         ),
-        ("com.microsoft", "MatMulNBits"): Kernel(
-            FLOAT,
-            {
-                "N": None,
-                "K": None,
-                "bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "accuracy_level": None,  # known, and of no effect
-            },
-            inputs=6,
-        ),
+        ("com.microsoft", "MatMulNBits"): replace(GPU_MATMUL_NBITS, dtypes=FLOAT, inputs=6),
         # Older kernels take missing zero points for 0, where the CPU's takes them for the middle.
-        ("com.microsoft", "GatherBlockQuantized"): Kernel(
-            FLOAT | {"UINT8"},
-            {
-                "bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "gather_axis": frozenset({0}),
-                "quantize_axis": frozenset({1}),
-            },
-            inputs=4,
-            min_inputs=4,
+        ("com.microsoft", "GatherBlockQuantized"): replace(
+            GATHER_BLOCK_QUANTIZED, dtypes=FLOAT | {"UINT8"}, inputs=4, min_inputs=4
         ),
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },

@@ -8,8 +8,11 @@ anew at 19, and Equal has none of 19, so opset 18.
 
 from __future__ import annotations
 
-from runtimes.kernels import BLOCKS, BOOL, INDEX, NORM
+from dataclasses import replace
+
+from runtimes.kernels import BOOL, GATHER_BLOCK_QUANTIZED, GPU_MATMUL_NBITS, INDEX, NORM, moving
 from runtimes.target import Kernel, Target
+from runtimes.targets.cuda import TARGET as CUDA
 
 FLOAT = frozenset({"FLOAT", "FLOAT16"})
 NUMBER = FLOAT | INDEX
@@ -31,11 +34,12 @@ TARGET = Target(
         "for 0; attention is of standard operators there",
         ("com.microsoft", "QMoE"): "its kernels are not for compute capability 7.0",
     },
-    session_config={"session.use_device_allocator_for_initializers": "1"},
-    provider_options={"arena_extend_strategy": "kSameAsRequested"},
+    session_config=CUDA.session_config,
+    provider_options=CUDA.provider_options,
     verified="kernel table (source, and the shipped library of 1.26.0), numerics on ONNX Runtime's "
     "CPU provider; on a GPU: not measured (tests/targets/cuda_check.py does)",
     kernels={
+        **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
         ("", "MatMul"): Kernel(FLOAT),
         ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
@@ -57,45 +61,16 @@ TARGET = Target(
         ("", "Range"): Kernel(INDEX),
         ("", "CumSum"): Kernel(NUMBER),
         ("", "ReduceSum"): Kernel(NUMBER, {"keepdims": None}),
-        ("", "Gather"): Kernel(ANY, {"axis": None}),
         ("", "GatherND"): Kernel(FLOAT | {"INT64"} | BOOL, {"batch_dims": None}),
-        ("", "Concat"): Kernel(ANY, {"axis": None}),
-        ("", "Split"): Kernel(ANY, {"axis": None, "num_outputs": None}),
-        ("", "Slice"): Kernel(ANY),
-        ("", "Expand"): Kernel(ANY),
-        ("", "Transpose"): Kernel(ANY, {"perm": None}),
-        ("", "Reshape"): Kernel(ANY),
-        ("", "Squeeze"): Kernel(ANY),
-        ("", "Unsqueeze"): Kernel(ANY),
-        ("", "Shape"): Kernel(ANY, {"start": None, "end": None}),
-        ("", "Cast"): Kernel(ANY, {"to": None}),
         ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
         ("com.microsoft", "RotaryEmbedding"): Kernel(FLOAT, inputs=4),
         ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None, "alpha": None}, inputs=2),
         ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}, inputs=1),
         # Its kernel of 1.26 refuses a bias.
-        ("com.microsoft", "MatMulNBits"): Kernel(
-            FLOAT,
-            {
-                "N": None,
-                "K": None,
-                "bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "accuracy_level": None,  # known, and of no effect
-            },
-            inputs=5,
-        ),
+        ("com.microsoft", "MatMulNBits"): replace(GPU_MATMUL_NBITS, inputs=5),
         # Older kernels take missing zero points for 0, where the CPU's takes them for the middle.
-        ("com.microsoft", "GatherBlockQuantized"): Kernel(
-            FLOAT | {"UINT8"},
-            {
-                "bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "gather_axis": frozenset({0}),
-                "quantize_axis": frozenset({1}),
-            },
-            inputs=4,
-            min_inputs=4,
+        ("com.microsoft", "GatherBlockQuantized"): replace(
+            GATHER_BLOCK_QUANTIZED, dtypes=FLOAT | {"UINT8"}, inputs=4, min_inputs=4
         ),
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },

@@ -9,7 +9,9 @@ of tokens alone.
 
 from __future__ import annotations
 
-from runtimes.kernels import BLOCKS, NORM
+from dataclasses import replace
+
+from runtimes.kernels import GPU_MATMUL_NBITS, NORM, moving
 from runtimes.target import Kernel, Target
 
 FLOAT = frozenset({"FLOAT", "FLOAT16"})
@@ -36,6 +38,7 @@ TARGET = Target(
     verified="kernel table (of the shipped DLL), numerics on ONNX Runtime's CPU provider; "
     "on a GPU: not measured",
     kernels={
+        **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
         ("", "MatMul"): Kernel(FLOAT),
         ("", "Softmax"): Kernel(FLOAT, {"axis": None}),
@@ -59,35 +62,13 @@ TARGET = Target(
         ("", "ReduceSum"): Kernel(FLOAT | INDEX, {"keepdims": None}),
         ("", "BitwiseAnd"): Kernel(INDEX | {"UINT8"}),
         ("", "BitShift"): Kernel(frozenset({"UINT8"}), {"direction": None}),
-        ("", "Gather"): Kernel(ANY, {"axis": None}),
         ("", "GatherND"): Kernel(ANY, {"batch_dims": None}),
-        ("", "Concat"): Kernel(ANY, {"axis": None}),
-        ("", "Split"): Kernel(ANY, {"axis": None, "num_outputs": None}),
-        ("", "Slice"): Kernel(ANY),
-        ("", "Expand"): Kernel(ANY),
-        ("", "Transpose"): Kernel(ANY, {"perm": None}),
-        ("", "Reshape"): Kernel(ANY),
-        ("", "Squeeze"): Kernel(ANY),
-        ("", "Unsqueeze"): Kernel(ANY),
-        ("", "Shape"): Kernel(ANY, {"start": None, "end": None}),
-        ("", "Cast"): Kernel(ANY, {"to": None}),
         ("", "If"): Kernel(ANY, {"then_branch": None, "else_branch": None}),
         ("com.microsoft", "RotaryEmbedding"): Kernel(FLOAT, inputs=4),
         ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None, "alpha": None}, inputs=2),
         ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}),
         # Without zero points it would take them for 0, and it counts its inputs.
-        ("com.microsoft", "MatMulNBits"): Kernel(
-            FLOAT,
-            {
-                "N": None,
-                "K": None,
-                "bits": frozenset({4, 8}),
-                "block_size": BLOCKS,
-                "accuracy_level": None,  # known, and of no effect
-            },
-            inputs=4,
-            min_inputs=4,
-        ),
+        ("com.microsoft", "MatMulNBits"): replace(GPU_MATMUL_NBITS, inputs=4, min_inputs=4),
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): Kernel(FLOAT, NORM, inputs=4),
     },
 )

@@ -12,6 +12,7 @@ from runtimes.kernels import (
     BLOCKS,
     FLOAT,
     GATHER_BLOCK_QUANTIZED,
+    GROUP_QUERY_ATTENTION,
     MATMUL_NBITS,
     NORM,
     STANDARD,
@@ -45,13 +46,7 @@ TARGET = Target(
             **STANDARD,
             ("com.microsoft", "GroupQueryAttention"): Kernel(
                 FLOAT,
-                {
-                    "num_heads": None,
-                    "kv_num_heads": None,
-                    "scale": None,
-                    "do_rotary": frozenset({0, 1}),
-                    "local_window_size": None,
-                },
+                GROUP_QUERY_ATTENTION,
                 inputs=16,
             ),
             ("com.microsoft", "QMoE"): Kernel(
