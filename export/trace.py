@@ -7,6 +7,7 @@ import warnings
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
@@ -46,6 +47,7 @@ def trace(spec: GptOssSpec) -> ir.Model:
     for value in portable.graph.initializers.values():
         value.const_value = None  # fake: bound by name later
     fold_constants(portable)
+    ClearMetadataAndDocStringPass()(portable)  # torch's notes hold paths of this machine
     _name_dimensions(portable.graph)
     portable.opset_imports[DOMAIN] = 1
     for function in functions():
