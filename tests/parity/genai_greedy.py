@@ -1,4 +1,4 @@
-"""Run by the Python of onnxruntime-genai: FOLDER and [[prompt ids, reply length], ...] as JSON.
+"""Run where onnxruntime-genai is: FOLDER and [[prompt ids, reply length], ...] as JSON.
 
 Prints the greedy replies as JSON. Its replies leave out the stop token.
 """

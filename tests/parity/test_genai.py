@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from runtimes.package import Package
 from tests.conftest import DemoPackage
+from tests.installed import installed
 from tests.parity.greedy import NEW_TOKENS, greedy, prompts
 
-# genai brings an onnxruntime of its own, so it lives in an environment of its own.
-PYTHON = os.environ.get("GPTOSS_GENAI_PYTHON", "")
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="GPTOSS_GENAI_PYTHON names no Python that has onnxruntime-genai"
-)
+# It runs on the onnxruntime that is here.
+GENAI = ("onnxruntime-genai", "0.18.0")
 
 
 def genai_greedy(folder: Path, asked: list[list[int]]) -> list[list[int]]:
     jobs = json.dumps([[prompt, NEW_TOKENS] for prompt in asked])
-    command = [PYTHON, str(Path(__file__).with_name("genai_greedy.py")), str(folder), jobs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    script = Path(__file__).with_name("genai_greedy.py")
+    command = [sys.executable, str(script), str(folder), jobs]
+    environment = {**os.environ, "PYTHONPATH": str(installed(*GENAI))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     replies: list[list[int]] = json.loads(done.stdout)
     return replies

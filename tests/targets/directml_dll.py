@@ -1,8 +1,8 @@
 """Our table of DirectML's kernels against the one inside ONNX Runtime's own library.
 
-    pip download --no-deps --platform win_amd64 --only-binary=:all: onnxruntime-directml==1.24.4
-    unzip -j onnxruntime_directml*.whl onnxruntime/capi/onnxruntime.dll
     python -m tests.targets.directml_dll onnxruntime.dll
+
+test_directml.py does it in every `make test`, with the library out of the Windows wheel.
 
 The provider registers its kernels from a static array of records, so the library's read-only data
 holds it: a pointer to the operator's name, its version, a pointer to the domain, and sets of

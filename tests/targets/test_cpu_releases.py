@@ -1,6 +1,6 @@
 """The CPU's table of each release, held to that release: its schemas, its loader, its answers.
 
-Releases are installed by name into build/onnxruntime, once. Where pip cannot, these tests skip.
+Releases come by name, as tests/installed.py says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from graph_passes.quantization import Quantization
 from runtimes.package import Package
 from runtimes.target import Target, get_target
 from tests.conftest import DEMO, ROOT, DemoPackage
+from tests.installed import installed
 from tests.targets.answers import answers as ask
 from tests.targets.schemas import DOMAIN, schemas
 
@@ -32,23 +33,12 @@ QUESTIONS = 12
 LOAD = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
 
 
-@cache
-def installed(release: str) -> Path:
-    """A folder for PYTHONPATH with that onnxruntime."""
-    folder = ROOT / "build" / "onnxruntime" / release
-    if not folder.exists():
-        partial = folder.with_name(f"{release}.{os.getpid()}")
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(partial)]
-        done = subprocess.run([*pip, f"onnxruntime=={release}"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"pip cannot install onnxruntime {release}: {done.stderr.splitlines()[-1]}")
-        partial.rename(folder)
-    return folder
-
-
 def under(release: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """This Python with another onnxruntime."""
-    environment = {**os.environ, "PYTHONPATH": f"{installed(release)}{os.pathsep}{ROOT}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{installed('onnxruntime', release)}{os.pathsep}{ROOT}",
+    }
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 

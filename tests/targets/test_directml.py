@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from graph_passes.verify_target import VerifyTarget
 from runtimes.package import Manifest, Package
 from runtimes.target import Kernel, get_target
 from tests.conftest import DEMO, DemoPackage
+from tests.installed import WINDOWS, installed
 from tests.targets.answers import answers
 from tests.targets.directml_dll import Library, wrong
 
@@ -154,21 +154,23 @@ def test_the_cpus_answers(package: Path, demo_package: DemoPackage) -> None:
     assert [reply["ids"] for reply in found] == [reply["ids"] for reply in wanted]
 
 
-LIBRARY = os.environ.get("GPTOSS_DIRECTML_DLL")  # as tests/targets/directml_dll.py says
+@pytest.fixture(scope="module")
+def library() -> Library:
+    """The last release's, from its wheel for Windows."""
+    wheel = installed("onnxruntime-directml", "1.24.4", *WINDOWS)
+    return Library(wheel / "onnxruntime" / "capi" / "onnxruntime.dll")
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="GPTOSS_DIRECTML_DLL names no onnxruntime.dll")
-def test_the_table_is_the_librarys() -> None:
-    assert wrong(DIRECTML, Library(Path(str(LIBRARY)))) == []
+def test_the_table_is_the_librarys(library: Library) -> None:
+    assert wrong(DIRECTML, library) == []
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="GPTOSS_DIRECTML_DLL names no onnxruntime.dll")
-def test_canary_what_the_library_has_not() -> None:
+def test_canary_what_the_library_has_not(library: Library) -> None:
     absent = [("com.microsoft", "QMoE"), ("com.microsoft", "GatherBlockQuantized"), ("", "Loop")]
     newer = ("", "ScatterND")
     kernels = {key: Kernel(frozenset({"FLOAT"})) for key in (*absent, newer)}
     kernels["", "Softmax"] = Kernel(frozenset({"BFLOAT16"}))
     target = dataclasses.replace(DIRECTML, kernels=kernels)
-    problems = wrong(target, Library(Path(str(LIBRARY))))
+    problems = wrong(target, library)
     assert len(problems) == len(kernels)
     assert {"ScatterND: no kernel of version 18", "Softmax: no kernel for BFLOAT16"} < {*problems}
