@@ -1,6 +1,6 @@
 """What an export to each target takes and weighs, as a table.
 
-    python benchmarks/targets.py build/20b-4l build/targets [preset]
+    python benchmarks/targets.py build/20b-4l build/targets [PRESET [TARGET ...]]
 
 Linux only: reads the peak of the exporting process's own memory from /proc.
 """
@@ -49,11 +49,11 @@ def measure(checkpoint: str, target: str, preset: str, folder: Path) -> dict[str
     }
 
 
-def main(checkpoint: str, folder: str, preset: str = "int4") -> None:
+def main(checkpoint: str, folder: str, preset: str = "int4", *names: str) -> None:
     print("| target | seconds | peak memory | data | graphs | bits an expert weight |")
     print("|---|---|---|---|---|---|")
     for name, target in load_targets().items():
-        if preset in target.presets:
+        if preset in target.presets and (not names or name in names):
             made = measure(checkpoint, name, preset, Path(folder))
             print(
                 f"| `{name}` | {made['seconds']:.0f} | {made['peak'] / 2**30:.2f} GiB "
