@@ -1,8 +1,9 @@
 """ONNX Runtime's CUDA provider on GPUs of compute capability 8.0 (Ampere) and newer.
 
-Read from the kernels' source and out of the libraries of onnxruntime-gpu 1.31.1: its operator
-schemas, its kernels' messages, and the device code it holds (7.5, 8.0, 8.6, 8.9, 9.0 and 12.0, no
-PTX). Every GPU that older code alone serves, and those below 8.0, are `cuda_sm70`'s.
+Read from the kernels' source and out of the libraries of onnxruntime-gpu 1.31.1: what they register
+(tests/targets/cuda_library.py has them list it), its operator schemas, its kernels' messages, and
+the device code it holds (7.5, 8.0, 8.6, 8.9, 9.0 and 12.0, no PTX). Every GPU that older code alone
+serves, and those below 8.0, are `cuda_sm70`'s.
 
 A float32 QMoE would silently run on the CPU: its kernels are of 16 bits only. GroupQueryAttention
 with sinks takes no bias, so attention with global tokens is of standard operators, and a windowed

@@ -1,9 +1,9 @@
 """ONNX Runtime's CUDA provider on GPUs below compute capability 8.0: Volta (V100), Turing (T4).
 
-Read from the kernels' source and out of the library of onnxruntime-gpu 1.26.0, whose device code
-begins at 6.0; that of 1.31.1 begins at 7.5. They have no bfloat16. A kernel that is registered from
-a version on without an end takes only nodes of that very version: If ends at 18 before it begins
-anew at 19, and Equal has none of 19, so opset 18.
+Read from the kernels' source and out of the library of onnxruntime-gpu 1.26.0: what it registers
+(tests/targets/cuda_library.py has it list that), and its device code, which begins at 6.0; that of
+1.31.1 begins at 7.5. They have no bfloat16. A kernel that is registered from a version on without an
+end takes only nodes of that very version: Equal has one from 13 on and none of 19, so opset 18.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ TARGET = Target(
     },
     session_config=CUDA.session_config,
     provider_options=CUDA.provider_options,
-    verified="kernel table (source, and the shipped library of 1.26.0), numerics on ONNX Runtime's "
-    "CPU provider; on a GPU: not measured (tests/targets/cuda_check.py does)",
+    verified="kernel table (of the shipped library), numerics on ONNX Runtime's CPU provider; "
+    "on a GPU: not measured (tests/targets/cuda_check.py does)",
     kernels={
         **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),
