@@ -2,8 +2,8 @@
 
 Read from the kernels' source and out of the library of onnxruntime-gpu 1.26.0: what it registers
 (tests/targets/cuda_library.py has it list that), and its device code, which begins at 6.0; that of
-1.31.1 begins at 7.5. They have no bfloat16. A kernel that is registered from a version on without an
-end takes only nodes of that very version: Equal has one from 13 on and none of 19, so opset 18.
+1.31.1 begins at 7.5. They have no bfloat16. A kernel registered from a version on, without an end,
+takes nodes of that very version only: Equal has one from 13 on and none of 19, so opset 18.
 """
 
 from __future__ import annotations
