@@ -71,7 +71,7 @@ def fetch_system() -> tuple[Path, Path]:
         for name in ("lists/partial", "archives/partial", "none"):
             (apt / name).mkdir(parents=True)
         (apt / "status").touch()  # an empty system: what is asked for comes with all it needs
-        source = f"deb [signed-by={KEYS}] http://deb.debian.org/debian {SUITE} main\n"
+        source = f"deb [signed-by={KEYS}] {mirror()} {SUITE} main\n"
         (apt / "sources.list").write_text(source)
         (apt / "apt.conf").write_text(apt_configuration(apt, native))
         configuration = str(apt / "apt.conf")
@@ -87,6 +87,14 @@ def fetch_system() -> tuple[Path, Path]:
                 archive.unlink()
         partial.rename(root)
     return tools / "usr" / "bin" / "qemu-aarch64-static", root
+
+
+def mirror() -> str:
+    """The archive that this machine's own apt is set up for."""
+    listed = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)").split("\n")
+    targets = (line.split() for line in listed if line)
+    found = next((uri for release, uri in targets if "-" not in release), None)
+    return found or sys.exit("arm64: apt on this machine knows no Debian archive")
 
 
 def apt_configuration(apt: Path, native: str) -> str:
