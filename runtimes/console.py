@@ -52,6 +52,8 @@ def show(content: Mapping[str, Any], as_json: bool) -> None:
 def _readable(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_readable(str(key), item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
     if isinstance(value, int) and "bytes" in name:
         return f"{value / 1e6:,.1f} MB"
     if name == "memory_bandwidth":

@@ -173,7 +173,8 @@ def test_bench_and_targets(demo_package: DemoPackage) -> None:
     (cpu,) = (row for row in read("targets") if row["name"] == "cpu")
     assert any("QMoE" in kernel["operator"] for kernel in cpu["kernels"])
     assert cpu == read("targets", "cpu")
-    assert "com.microsoft::QMoE" in run("targets", "cpu").stdout
+    cpu_table = run("targets", "cpu").stdout
+    assert "com.microsoft::QMoE" in cpu_table and "fp32, int8, int4, mxfp4\n" in cpu_table
     shown = run("targets").stdout
     assert all(cell in shown for cell in ("cpu", *cpu["min_runtime"], *cpu["presets"]))
 
