@@ -1,12 +1,13 @@
 package gptoss
 
 import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtException
 import ai.onnxruntime.OrtSession
 import java.io.File
 
 /** A package that is loaded. Close it when the app no longer needs it. */
-class Model private constructor(private val folder: File, val manifest: Manifest, private val graph: OrtSession) : AutoCloseable {
-    val tokenizer: Tokenizer = File(folder, "tokenizer.json").bufferedReader().use(::Tokenizer)
+class Model private constructor(private val folder: File, val manifest: Manifest, open: () -> OrtSession) : AutoCloseable {
+    val tokenizer: Tokenizer = File(folder, "tokenizer.json").readBy(::Tokenizer)
     val harmony = Harmony(tokenizer)
     private val config = listOf("generation_config.json", "config.json").map(::json)
 
@@ -19,11 +20,11 @@ class Model private constructor(private val folder: File, val manifest: Manifest
             else -> null
         }
     } ?: harmony.stopIds
+    private val graph = open() // last: where the rest fails, no weights stay behind
 
-    @Suppress("UNCHECKED_CAST")
     private fun json(name: String): Map<String, Any?> {
         val file = File(folder, name)
-        return if (file.isFile) file.bufferedReader().use(Json::read) as Map<String, Any?> else emptyMap()
+        return if (file.isFile) file.readBy(Json::members) else emptyMap()
     }
 
     /** A new conversation with room for `maxLength` tokens in all. `date` is ISO 8601. */
@@ -49,11 +50,16 @@ class Model private constructor(private val folder: File, val manifest: Manifest
             if (older(environment.version, manifest.minRuntime)) {
                 throw UserError("the package needs ONNX Runtime ${manifest.minRuntime}, the app has ${environment.version}")
             }
-            val options = OrtSession.SessionOptions()
-            options.use {
-                options.setIntraOpNumThreads(threads)
-                for ((name, value) in manifest.session) options.addConfigEntry(name, value)
-                return Model(folder, manifest, environment.createSession(File(folder, manifest.graph).path, options))
+            return Model(folder, manifest) {
+                OrtSession.SessionOptions().use { options ->
+                    options.setIntraOpNumThreads(threads)
+                    for ((name, value) in manifest.session) options.addConfigEntry(name, value)
+                    try {
+                        environment.createSession(File(folder, manifest.graph).path, options)
+                    } catch (failure: OrtException) {
+                        throw UserError("${manifest.graph}: ${failure.message?.lines()?.first()}: get the package again")
+                    }
+                }
             }
         }
 

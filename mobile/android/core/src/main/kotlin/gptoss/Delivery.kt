@@ -1,35 +1,45 @@
 package gptoss
 
 import java.io.File
+import java.io.IOException
 import java.io.InputStream
 import java.io.RandomAccessFile
 import java.net.HttpURLConnection
+import java.net.URI
 import java.net.URL
 
 /**
  * Brings a package into a folder of the app's own, file by file, each checked by its SHA-256.
  *
  * What is there already and right is kept, a download goes on where it stopped, and the manifest is
- * written last: a folder with a manifest is complete.
+ * written last: a folder with a manifest is complete. `timeout` is how many milliseconds a server
+ * may keep silent. Whatever fails is a UserError.
  */
-class Delivery(private val folder: File) {
+class Delivery(private val folder: File, private val timeout: Int = 30_000) {
     @Volatile
     private var cancelled = false
 
     /** True when all files of the manifest are there, by size. */
     val complete: Boolean
-        get() = File(folder, Manifest.FILE).isFile &&
+        get() = try {
             Manifest.load(folder).files.all { File(folder, it.name).length() == it.size }
+        } catch (_: UserError) {
+            false
+        }
 
-    /** Stops after the block under way. */
+    /** Stops after the block under way, for good. From any thread. */
     fun cancel() {
         cancelled = true
     }
 
     /** From a web server's folder; `progress` is told bytes done and bytes in all. */
     fun download(base: URL, progress: (Long, Long) -> Unit = { _, _ -> }) {
+        val root = URI(if (base.path.endsWith("/")) "$base" else "$base/")
         bring(progress) { name, from ->
-            val connection = URL(base, name).openConnection() as HttpURLConnection
+            val address = root.resolve(URI(null, null, "./$name", null)).toURL()
+            val connection = address.openConnection() as? HttpURLConnection ?: throw UserError("$base is no web address")
+            connection.connectTimeout = timeout
+            connection.readTimeout = timeout
             if (from > 0) connection.setRequestProperty("Range", "bytes=$from-")
             val status = connection.responseCode
             if (status != 200 && status != 206) throw UserError("$base: $name: the server answered $status")
@@ -45,27 +55,45 @@ class Delivery(private val folder: File) {
     private class Part(val stream: InputStream, val continues: Boolean)
 
     private fun bring(progress: (Long, Long) -> Unit, open: (String, Long) -> Part) {
-        cancelled = false
-        folder.mkdirs()
-        val text = open(Manifest.FILE, 0).stream.use { it.readBytes() }
-        @Suppress("UNCHECKED_CAST")
-        val manifest = Manifest(Json.read(text.inputStream().reader()) as Map<String, Any?>)
-        val total = manifest.files.sumOf { it.size }
-        var done = 0L
-        for (file in manifest.files) {
-            val target = File(folder, file.name)
-            if (!(target.length() == file.size && sha256(target) == file.sha256)) {
-                copy(file, target, open) { progress(done + it, total) }
+        try {
+            val text = open(Manifest.FILE, 0).stream.use { it.readBytes() }
+            val manifest = Manifest.read(text.inputStream().reader())
+            folder.mkdirs()
+            val wanted = manifest.files.filterNot(::isHere)
+            val missing = wanted.sumOf { it.size - partial(it).length() }
+            val free = folder.usableSpace
+            if (missing > free) throw UserError("the package needs ${missing shr 20} MiB, ${free shr 20} are free: make room for it")
+            // Until all of the new files are here, the folder is no package, nor the one it was.
+            if (wanted.isNotEmpty()) File(folder, Manifest.FILE).delete()
+            val total = manifest.files.sumOf { it.size }
+            var done = total - wanted.sumOf { it.size }
+            for (file in wanted) {
+                copy(file, open) { progress(done + it, total) }
+                done += file.size
+                progress(done, total)
             }
-            done += file.size
-            progress(done, total)
+            val whole = File(folder, "${Manifest.FILE}.partial")
+            whole.writeBytes(text)
+            rename(whole, Manifest.FILE)
+        } catch (failure: IOException) {
+            throw UserError("the package did not come: ${failure.message ?: failure}")
         }
-        File(folder, Manifest.FILE).writeBytes(text)
     }
 
-    private fun copy(file: PackageFile, target: File, open: (String, Long) -> Part, progress: (Long) -> Unit) {
-        target.parentFile?.mkdirs()
-        val partial = File(target.path + ".partial")
+    private fun partial(file: PackageFile) = File(folder, "${file.name}.partial")
+
+    private fun isHere(file: PackageFile): Boolean {
+        val target = File(folder, file.name)
+        return target.isFile && target.length() == file.size && sha256(target) { goOn() } == file.sha256
+    }
+
+    private fun goOn() {
+        if (cancelled) throw UserError("stopped; it goes on from here the next time")
+    }
+
+    private fun copy(file: PackageFile, open: (String, Long) -> Part, progress: (Long) -> Unit) {
+        val partial = partial(file)
+        partial.parentFile?.mkdirs()
         val from = partial.length().takeIf { it < file.size } ?: 0
         val part = open(file.name, from)
         part.stream.use { input ->
@@ -74,8 +102,8 @@ class Delivery(private val folder: File) {
                 output.setLength(start)
                 output.seek(start)
                 val block = ByteArray(1 shl 18)
-                while (true) {
-                    if (cancelled) throw UserError("stopped; it goes on from here the next time")
+                while (output.filePointer <= file.size) { // one that is too long is wrong already
+                    goOn()
                     val count = input.read(block)
                     if (count < 0) break
                     output.write(block, 0, count)
@@ -83,10 +111,15 @@ class Delivery(private val folder: File) {
                 }
             }
         }
-        if (sha256(partial) != file.sha256) {
+        if (partial.length() < file.size) throw IOException("${file.name} was cut short; it goes on from here the next time")
+        if (sha256(partial) { goOn() } != file.sha256) {
             partial.delete()
             throw UserError("${file.name}: what came is not what the manifest says: try again")
         }
-        if (!partial.renameTo(target)) throw UserError("${file.name}: cannot be written")
+        rename(partial, file.name)
+    }
+
+    private fun rename(whole: File, name: String) {
+        if (!whole.renameTo(File(folder, name))) throw IOException("$name cannot be written")
     }
 }

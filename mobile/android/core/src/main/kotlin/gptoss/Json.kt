@@ -1,5 +1,6 @@
 package gptoss
 
+import java.io.File
 import java.io.Reader
 
 /**
@@ -21,6 +22,11 @@ class Json private constructor(private val input: Reader) {
             if (json.next >= 0) json.fail()
             return value
         }
+
+        /** The same where the text must be an object. */
+        @Suppress("UNCHECKED_CAST")
+        fun members(input: Reader): Map<String, Any?> =
+            read(input) as? Map<String, Any?> ?: throw UserError("the JSON is no object")
     }
 
     private fun fail(): Nothing =
@@ -118,6 +124,13 @@ class Json private constructor(private val input: Reader) {
         'u' -> String(CharArray(4) { take() }).toIntOrNull(16)?.toChar() ?: fail()
         else -> char
     }
+}
+
+/** What `read` makes of a file; its UserError names the file. */
+fun <T> File.readBy(read: (Reader) -> T): T = try {
+    bufferedReader().use(read)
+} catch (failure: UserError) {
+    throw UserError("$name: ${failure.message}")
 }
 
 /** The member `name` as an object; UserError where it is none. */

@@ -1,6 +1,7 @@
 package gptoss
 
 import java.io.File
+import java.io.Reader
 import java.security.MessageDigest
 
 /** One layer's KV cache; `window` is null where it holds all tokens. */
@@ -27,21 +28,26 @@ class Manifest(content: Map<String, Any?>) {
         if (content.whole("format") != 1) throw UserError("the package's format is not known: update the app")
         // Of several graphs, the first that a CPU runs.
         val graphs = (content["graphs"] as? List<*>).orEmpty().filterIsInstance<Map<String, Any?>>()
-        val chosen = graphs.firstOrNull { (it["requires"] as? List<*>).isNullOrEmpty() && CPU in providers(it) } ?: content
+        val chosen = (graphs.ifEmpty { listOf(content) })
+            .firstOrNull { (it["requires"] as? List<*>).isNullOrEmpty() && CPU in providers(it) }
+            ?: throw UserError("the package is not for a phone: export it with --target android")
         graph = chosen.text("graph")
         minRuntime = chosen.text("min_runtime")
         val kv = chosen.child("kv")
         kvHeads = kv.whole("num_kv_heads")
         headDim = kv.whole("head_dim")
         int8Kv = kv.text("dtype") == "int8"
+        if (!int8Kv && kv.text("dtype") != "float32" || kv["in_place"] == false) {
+            throw UserError("the package's KV cache is not a phone's: export it with --target android")
+        }
         layers = kv.children("layers").map { layer -> KvLayer(if (layer["windowed"] == true) layer.whole("window") else null) }
         session = chosen.child("session").child("config").mapValues { "${it.value}" }
         files = content.child("files").map { (name, entry) ->
-            @Suppress("UNCHECKED_CAST")
-            entry as Map<String, Any?>
-            if (name.startsWith("/") || ".." in name.split("/")) throw UserError("$name lies outside the package")
-            PackageFile(name, (entry["size"] as Number).toLong(), entry.text("sha256"))
+            if (name == FILE || name.split("/").any { it in setOf("", ".", "..") }) throw UserError("$name: no name of a package's file")
+            val size = (entry as? Map<*, *>)?.get("size") as? Number ?: throw UserError("$name has no size")
+            PackageFile(name, size.toLong(), entry["sha256"] as? String ?: throw UserError("$name has no sha256"))
         }
+        if (files.none { it.name == graph }) throw UserError("the package lacks its graph $graph")
     }
 
     companion object {
@@ -50,12 +56,18 @@ class Manifest(content: Map<String, Any?>) {
 
         private fun providers(graph: Map<String, Any?>) = graph.child("session")["providers"] as? List<*> ?: emptyList<Any>()
 
+        /** UserError where `text` is no manifest, or that of a package no phone can run. */
+        fun read(text: Reader): Manifest = try {
+            Manifest(Json.members(text))
+        } catch (failure: UserError) {
+            throw UserError("$FILE: ${failure.message}")
+        }
+
         /** UserError where `folder` holds no package. */
-        @Suppress("UNCHECKED_CAST")
         fun load(folder: File): Manifest {
             val file = File(folder, FILE)
             if (!file.isFile) throw UserError("$folder is not a package: it has no $FILE")
-            return Manifest(file.bufferedReader().use(Json::read) as? Map<String, Any?> ?: throw UserError("$file is no object"))
+            return file.bufferedReader().use(::read)
         }
     }
 }

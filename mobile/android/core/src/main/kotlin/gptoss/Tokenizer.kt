@@ -19,8 +19,7 @@ class Tokenizer(input: Reader) {
     private val merges = HashMap<Long, Long>() // (left, right) -> (rank, merged)
 
     init {
-        @Suppress("UNCHECKED_CAST")
-        val content = Json.read(input) as? Map<String, Any?> ?: throw UserError("no tokenizer")
+        val content = Json.members(input)
         val model = content.child("model")
         ids = model.child("vocab").mapValues { (it.value as Number).toInt() }
         special = content.children("added_tokens").associate { it.text("content") to it.whole("id") }
@@ -28,11 +27,12 @@ class Tokenizer(input: Reader) {
         pieces = arrayOfNulls((ids.values.maxOrNull() ?: -1) + 1)
         for ((piece, id) in ids) pieces[id] = piece
         val steps = content.child("pre_tokenizer").children("pretokenizers")
-        split = Pattern.compile(portable(steps.first().child("pattern").text("Regex")))
-        (model["merges"] as List<*>).forEachIndexed { rank, pair ->
-            val (left, right) = pair as? List<*> ?: (pair as String).split(" ", limit = 2)
-            val merged = ids.getValue("$left$right")
-            merges[key(ids.getValue("$left"), ids.getValue("$right"))] = key(rank, merged)
+        val pattern = steps.firstOrNull() ?: throw UserError("the tokenizer does not split its text")
+        split = Pattern.compile(portable(pattern.child("pattern").text("Regex")))
+        fun id(piece: String) = ids[piece] ?: throw UserError("the tokenizer merges what is no token: $piece")
+        (model["merges"] as? List<*>).orEmpty().forEachIndexed { rank, pair ->
+            val (left, right) = (pair as? List<*> ?: "$pair".split(" ", limit = 2)).map { "$it" }
+            merges[key(id(left), id(right))] = key(rank, id(left + right))
         }
     }
 

@@ -1,0 +1,37 @@
+package gptoss.check
+
+import gptoss.Delivery
+import gptoss.Model
+import gptoss.UserError
+import java.io.File
+import java.net.URL
+import kotlin.concurrent.thread
+import kotlin.system.exitProcess
+
+/**
+ * What an app does before it talks, for tests to look at: `Bring URL FOLDER [BYTES]` downloads a
+ * package, and stops after BYTES; `Bring FOLDER` loads one. A UserError is printed, exit 2.
+ */
+fun main(arguments: Array<String>) {
+    try {
+        if (arguments.size == 1) Model.load(File(arguments[0]), threads = 1).close() else bring(arguments)
+        println("done")
+    } catch (error: UserError) {
+        println(error.message)
+        exitProcess(2)
+    }
+}
+
+private fun bring(arguments: Array<String>) {
+    val delivery = Delivery(File(arguments[1]), timeout = 1000)
+    val most = arguments.getOrNull(2)?.toLong() ?: Long.MAX_VALUE
+    println("complete: ${delivery.complete}")
+    try {
+        delivery.download(URL(arguments[0])) { done, all ->
+            check(done <= all) { "$done of $all" }
+            if (done >= most) thread { delivery.cancel() }.join() // another thread's, as an app's is
+        }
+    } finally {
+        println("complete: ${delivery.complete}")
+    }
+}
