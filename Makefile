@@ -15,7 +15,7 @@ SOURCES = $(shell find export graph_passes runtimes evaluation mobile -name '*.p
 
 JS = runtimes/javascript
 
-.PHONY: export test test-js test-arm64 chat bench lint verify eval clean
+.PHONY: export test test-js test-arm64 test-cuda chat bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
@@ -58,6 +58,17 @@ test-arm64: $(DEV)
 	$(MAKE) export MODEL=demo TARGET=cpu QUANT=int4 MIN_RUNTIME=1.24 OUT=build/demo-cpu-int4-1.24
 	$(BIN)/python -m tests.targets.arm64 build/demo-cpu-int4 20
 	$(BIN)/python -m tests.targets.arm64 build/demo-cpu-int4-1.24 5 1.24.3
+
+# What onnxruntime-gpu's own libraries take of CUDA packages, without a GPU: half a gigabyte to fetch,
+# so `make test` leaves it out.
+test-cuda: $(DEV)
+	$(MAKE) export MODEL=demo TARGET=cuda QUANT=int4 OUT=build/demo-cuda-int4
+	$(MAKE) export MODEL=demo TARGET=cuda QUANT=mxfp4 OUT=build/demo-cuda-mxfp4
+	$(MAKE) export MODEL=demo TARGET=cuda_sm70 QUANT=int4 OUT=build/demo-cuda_sm70-int4
+	$(MAKE) export MODEL=demo TARGET=web QUANT=int4 OUT=build/demo-web-int4
+	$(BIN)/python -m tests.targets.cuda_library
+	$(BIN)/python -m tests.targets.cuda_library build/demo-cuda-int4 build/demo-cuda-mxfp4 \
+		build/demo-cuda_sm70-int4 --refused build/demo-web-int4
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -46,8 +46,9 @@ TARGET = Target(
     # Weights beside the arena, and an arena that grows by what is asked for: it doubles otherwise.
     session_config={"session.use_device_allocator_for_initializers": "1"},
     provider_options={"arena_extend_strategy": "kSameAsRequested"},
-    verified="kernel table (of the shipped library), numerics on ONNX Runtime's CPU provider; "
-    "on a GPU: not measured (tests/targets/cuda_check.py does)",
+    verified="kernel table and placement (the shipped library takes every node: make test-cuda), "
+    "numerics on ONNX Runtime's CPU provider; on a GPU: not measured (tests/targets/cuda_check.py "
+    "does)",
     kernels={
         **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),

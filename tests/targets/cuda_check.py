@@ -37,7 +37,10 @@ Floats = NDArray[np.float32]
 QUESTIONS = ROOT / "demo" / "evaluation" / "questions.jsonl"
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # ONNX Runtime itself puts these on the CPU where they compute lengths from a Shape: that is faster.
-OF_LENGTHS = {"Shape", "Cast", "Squeeze", "Unsqueeze", "Sub", "Add", "Gather", "Concat", "Slice"}
+OF_LENGTHS = {
+    "Shape", "Cast", "Squeeze", "Unsqueeze", "Gather", "Concat", "Slice",
+    "Add", "Sub", "Div", "Equal",
+}  # fmt: skip
 STANDARD = ("", "ai.onnx")
 LONG = 40  # tokens past the longest window
 

@@ -1,14 +1,18 @@
-"""The kernels of ONNX Runtime's CUDA provider, asked of its own library; needs no GPU.
+"""What ONNX Runtime's CUDA library says itself of our tables and packages; needs no GPU.
 
-    python -m tests.targets.cuda_library     (Linux on x86-64 with a compiler)
+    python -m tests.targets.cuda_library
+    python -m tests.targets.cuda_library PACKAGE... --refused PACKAGE
 
-It takes two wheels of 270 MB by name and writes cuda_kernels.json, which the CUDA targets' tables
-are held to in every `make test`. The library itself lists what it registers, but loads only beside
-CUDA and TensorRT: it is given empty ones, whose functions do nothing. Nothing is computed.
+The first writes cuda_kernels.json, all that the library registers of our tables' operators, which
+these are held to in every `make test`. The second says whether it takes each node of the packages,
+and that it does not take those of the refused one. On Linux, x86-64, with a compiler: the library
+comes by name, in wheels of 270 MB, and loads only beside CUDA and TensorRT. It is given empty ones,
+whose functions do nothing but find memory. Nothing is computed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -20,7 +24,9 @@ from pathlib import Path
 
 import onnx
 
+from runtimes.package import Manifest
 from runtimes.target import Target, get_target
+from tests.conftest import ROOT
 from tests.installed import installed
 
 RELEASES = {"cuda": "1.31.1", "cuda_sm70": "1.26.0"}
@@ -28,6 +34,8 @@ KERNELS = Path(__file__).with_name("cuda_kernels.json")
 OPEN = 2**31 - 1  # the last version of a registration that names none
 # Of the program itself: C's libraries, and the other half of ONNX Runtime.
 OWN = re.compile(r"@(GLIBC|CXXABI|GCC)|Provider_GetHost")
+MEMORY = {"cudaMalloc", "cudaMallocFromPoolAsync", "cudaMallocHost", "cudaHostAlloc"}
+FUNCTION = "long {name}(void **found, size_t size) {{ {body}return 0; }}\n"
 LIST = """
 import json
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
@@ -42,15 +50,20 @@ FLOATS = {"DOUBLE", "FLOAT", "FLOAT16", "BFLOAT16"}
 Kernels = dict[str, dict[str, str]]
 
 
-def said(*command: object) -> str:
-    return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=True
-    ).stdout
+def said(*command: object, **environment: str) -> str:
+    """What a command prints."""
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def empty_libraries(folder: Path, *users: Path) -> None:
     """Write a library for each of NVIDIA's that `users` need, with the functions they call."""
-    called = defaultdict(set)
+    called: dict[str, set[str]] = defaultdict(set)
     for user in users:
         for name in re.findall(r"NEEDED.*\[(lib(?:cu|nv).*)\]", said("readelf", "-d", user)):
             called[name] |= set()
@@ -61,10 +74,25 @@ def empty_libraries(folder: Path, *users: Path) -> None:
                     called[one].add(function)
     for name, functions in called.items():
         source, versions = folder / f"{name}.c", folder / f"{name}.map"
-        source.write_text("".join(f"long {function}() {{ return 0; }}\n" for function in functions))
+        code = ["#include <stdlib.h>\n"]
+        for function in sorted(functions):
+            body = "*found = calloc(1, size); " if function in MEMORY else ""
+            code.append(FUNCTION.format(name=function, body=body))
+        source.write_text("".join(code))
         versions.write_text(f"{name} {{ global: *; }};\n")
         link = [f"-Wl,-soname,{name}", f"-Wl,--version-script,{versions}"]
         said("cc", "-w", "-shared", "-fPIC", *link, "-o", folder / name, source)
+
+
+def beside_empty_cuda(release: str, *arguments: str) -> str:
+    """What Python prints with that release of onnxruntime-gpu."""
+    wheel = installed("onnxruntime-gpu", release)
+    capi = wheel / "onnxruntime" / "capi"
+    with tempfile.TemporaryDirectory() as folder:
+        users = [capi / f"libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt")]
+        empty_libraries(Path(folder), *users)
+        path = f"{wheel}{os.pathsep}{ROOT}"
+        return said(sys.executable, *arguments, LD_LIBRARY_PATH=folder, PYTHONPATH=path)
 
 
 def element_types(parameters: dict[str, list[str]]) -> set[str]:
@@ -81,18 +109,8 @@ def element_types(parameters: dict[str, list[str]]) -> set[str]:
 
 def registered(release: str) -> Kernels:
     """What the CUDA provider of that release of onnxruntime-gpu has kernels of."""
-    wheel = installed("onnxruntime-gpu", release)
-    providers = [
-        wheel / f"onnxruntime/capi/libonnxruntime_providers_{n}.so" for n in ("cuda", "tensorrt")
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        empty_libraries(Path(folder), *providers)
-        paths = {"LD_LIBRARY_PATH": folder, "PYTHONPATH": str(wheel)}
-        done = subprocess.run(
-            [sys.executable, "-c", LIST], env=os.environ | paths, capture_output=True, check=True
-        )
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for domain, op, first, last, types in json.loads(done.stdout):
+    for domain, op, first, last, types in json.loads(beside_empty_cuda(release, "-c", LIST)):
         versions = f"{first}-{'' if last == OPEN else last}"
         found[f"{domain or 'ai.onnx'}::{op}"][versions] |= element_types(types)
     return {
@@ -123,17 +141,41 @@ def wrong(target: Target, kernels: Kernels) -> list[str]:
     return problems
 
 
-def main() -> None:
-    """Write the kernels of the operators that the tables name."""
-    content = {}
+def write() -> bool:
+    """Write the kernels of the tables' operators; whether every promised one is among them."""
+    content, right = {}, True
     for name, release in RELEASES.items():
         target, kernels = get_target(name), registered(release)
         named = {f"{domain or 'ai.onnx'}::{op}" for domain, op in target.kernels}
         content[release] = {op: kernels[op] for op in kernels if op in named}
         problems = wrong(target, kernels)
         print(f"{name} on {release}:", "; ".join(problems) or "every kernel is there")
+        right = right and not problems
     KERNELS.write_text(json.dumps(content, indent=1) + "\n")
+    return right
+
+
+def placed(package: Path) -> bool:
+    """Whether the library of its target's release takes a package's nodes; prints the answer."""
+    release = RELEASES.get(Manifest.load(package).target, RELEASES["cuda"])
+    line = beside_empty_cuda(release, "-m", "tests.targets.cuda_placement", str(package.resolve()))
+    print(f"onnxruntime-gpu {release}: {line}", end="", flush=True)
+    return ": ok " in line
+
+
+def main() -> bool:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("packages", type=Path, nargs="*")
+    parser.add_argument("--refused", type=Path, help="a package that must not be taken")
+    given = parser.parse_args()
+    if not given.packages:
+        return write()
+    taken = [placed(package) for package in given.packages]
+    if given.refused:
+        print("this one must fail:")
+        taken.append(not placed(given.refused))
+    return all(taken)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(not main())
