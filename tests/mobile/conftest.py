@@ -17,6 +17,7 @@ from graph_passes.rounding import Rounding
 from mobile.packaging import finish, plan_memory
 from runtimes.target import Target, get_target
 from tests.conftest import DEMO
+from tests.mobile.kotlin import from_aar
 
 PhonePackage = Callable[..., Path]
 
@@ -59,3 +60,11 @@ def android_onnx(phone_package: PhonePackage, tmp_path_factory: pytest.TempPathF
     """The same before it is finished: model.onnx and its data."""
     folder = tmp_path_factory.mktemp("phone") / "onnx"
     return phone_package(folder, get_target("android"), finished=False)
+
+
+@pytest.fixture(scope="session")
+def aar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classes of ONNX Runtime for Android."""
+    jar = tmp_path_factory.mktemp("aar") / "classes.jar"
+    jar.write_bytes(from_aar("classes.jar"))
+    return jar

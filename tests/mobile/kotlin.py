@@ -97,10 +97,14 @@ def run_kotlin(
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def only_x86_64_linux(what: str) -> None:
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip(f"{what} runs on x86-64 Linux alone, of what it can be tested on")
+
+
 def native_libraries(folder: Path) -> Path:
     """The AAR's own JNI library over Linux's ONNX Runtime of the same release."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        pytest.skip("the AAR's libraries run on x86-64 Linux and on phones")
+    only_x86_64_linux("the AAR's library")
     wheel = installed("onnxruntime", RUNTIME) / "onnxruntime" / "capi"
     folder.mkdir()
     (folder / "libonnxruntime.so").symlink_to(wheel / f"libonnxruntime.so.{RUNTIME}")

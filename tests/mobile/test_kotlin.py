@@ -12,18 +12,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEMO, ROOT
-from tests.mobile.kotlin import ANDROID, compile_kotlin, from_aar, native_libraries, run_kotlin
+from tests.mobile.kotlin import ANDROID, compile_kotlin, native_libraries, run_kotlin
 from tests.mobile.package_server import PackageServer, serve
 
 CHECK = "gptoss.check.CheckKt"
 VECTORS = ROOT / "tests" / "vectors"
-
-
-@pytest.fixture(scope="module")
-def aar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    jar = tmp_path_factory.mktemp("aar") / "classes.jar"
-    jar.write_bytes(from_aar("classes.jar"))
-    return jar
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +113,16 @@ def test_what_is_right_is_not_asked_for_again(
     (here / "manifest.json").write_text("{")  # cut short while it was written
     assert bring(core, aar, server.url, here) == ["complete: false", "complete: true", "done"]
     assert [name for name, _ in server.asked] == ["manifest.json", "config.json"]
+
+
+def test_a_package_that_came_with_the_app_is_unpacked(
+    core: Path, aar: Path, android: Path, tmp_path: Path
+) -> None:
+    asset, here = shutil.copytree(android, tmp_path / "asset"), tmp_path / "package"
+    assert bring(core, aar, asset, here) == ["complete: false", "complete: true", "done"]
+    assert (here / "model.ort").read_bytes() == (android / "model.ort").read_bytes()
+    (asset / "manifest.json").unlink()
+    assert bring(core, aar, asset, here)[2].startswith("manifest.json did not come with the app: ")
 
 
 def test_until_a_newer_package_is_whole_the_folder_is_none(

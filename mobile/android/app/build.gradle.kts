@@ -18,10 +18,10 @@ android {
     }
     buildFeatures { buildConfig = true }
     androidResources { noCompress += listOf("ort", "onnx", "data") }
-    compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_17
-        targetCompatibility = JavaVersion.VERSION_17
-    }
+}
+
+kotlin {
+    jvmToolchain(17)
 }
 
 dependencies {

@@ -10,7 +10,7 @@ import kotlin.system.exitProcess
 
 /**
  * What an app does before it talks, for tests to look at: `Bring URL FOLDER [BYTES]` downloads a
- * package, and stops after BYTES; `Bring FOLDER` loads one. A UserError is printed, exit 2.
+ * package, from a folder unpacks it, and stops after BYTES; `Bring FOLDER` loads one. A UserError is printed, exit 2.
  */
 fun main(arguments: Array<String>) {
     try {
@@ -27,10 +27,12 @@ private fun bring(arguments: Array<String>) {
     val most = arguments.getOrNull(2)?.toLong() ?: Long.MAX_VALUE
     println("complete: ${delivery.complete}")
     try {
-        delivery.download(URL(arguments[0])) { done, all ->
+        val progress = { done: Long, all: Long ->
             check(done <= all) { "$done of $all" }
             if (done >= most) thread { delivery.cancel() }.join() // another thread's, as an app's is
         }
+        if (arguments[0].startsWith("http")) delivery.download(URL(arguments[0]), progress)
+        else delivery.unpack({ File(arguments[0], it).inputStream() }, progress)
     } finally {
         println("complete: ${delivery.complete}")
     }

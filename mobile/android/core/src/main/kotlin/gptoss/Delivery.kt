@@ -1,6 +1,7 @@
 package gptoss
 
 import java.io.File
+import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
 import java.io.RandomAccessFile
@@ -49,7 +50,13 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
 
     /** From files the app came with: `open` is the asset manager's. */
     fun unpack(open: (String) -> InputStream, progress: (Long, Long) -> Unit = { _, _ -> }) {
-        bring(progress) { name, _ -> Part(open(name), false) }
+        bring(progress) { name, _ ->
+            try {
+                Part(open(name), false)
+            } catch (_: FileNotFoundException) {
+                throw UserError("$name did not come with the app: build it with the package, or with its address")
+            }
+        }
     }
 
     private class Part(val stream: InputStream, val continues: Boolean)

@@ -19,17 +19,19 @@ import java.net.URL
 import java.text.SimpleDateFormat
 import java.util.Date
 import java.util.Locale
+import java.util.concurrent.ExecutorService
 import java.util.concurrent.Executors
 
 /** A chat screen: brings the package, loads it, streams answers. Views of the platform only. */
 class ChatActivity : Activity() {
-    private val worker = Executors.newSingleThreadExecutor()
     private lateinit var said: TextView
     private lateinit var scroll: ScrollView
     private lateinit var question: EditText
     private lateinit var button: Button
     private lateinit var delivery: Delivery
     private var model: Model? = null
+
+    @Volatile
     private var chat: Chat? = null
     private var answering = false
 
@@ -117,6 +119,8 @@ class ChatActivity : Activity() {
                 runOnUiThread { said.append("\n${error.message}") }
             } catch (error: Exception) {
                 runOnUiThread { said.append("\n$error") }
+            } catch (_: OutOfMemoryError) {
+                runOnUiThread { said.append("\n${getString(R.string.memory)}") }
             }
         }
     }
@@ -128,7 +132,11 @@ class ChatActivity : Activity() {
             chat?.close()
             model?.close()
         }
-        worker.shutdown()
         super.onDestroy()
+    }
+
+    private companion object {
+        /** One for all: what an activity that goes still holds is let go before the next one loads. */
+        val worker: ExecutorService = Executors.newSingleThreadExecutor()
     }
 }
