@@ -19,6 +19,7 @@ from runtimes.target import Target, get_target
 from tests.conftest import DEMO
 from tests.mobile.kotlin import from_aar
 
+pytest.register_assert_rewrite("tests.mobile.bringing")
 PhonePackage = Callable[..., Path]
 
 
