@@ -83,6 +83,13 @@ class Bringing:
         assert app.bring(server.url, here) == ["complete: false", "complete: true", "done"]
         assert [name for name, _ in server.asked] == ["manifest.json", "config.json"]
 
+    def test_a_file_that_was_not_yet_checked_is_not_asked_for_again(
+        self, app: App, server: PackageServer, tmp_path: Path
+    ) -> None:
+        (tmp_path / "model.ort.partial").write_bytes(server.files["model.ort"])
+        assert app.bring(server.url, tmp_path)[2] == "done"
+        assert "model.ort" not in [name for name, _ in server.asked]
+
     def test_until_a_newer_package_is_whole_the_folder_is_none(
         self, app: App, server: PackageServer, android: Path, tmp_path: Path
     ) -> None:

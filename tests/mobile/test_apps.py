@@ -30,7 +30,9 @@ def test_every_part_is_there() -> None:
     assert activity is not None
     name = next(value for key, value in activity.attrib.items() if key.endswith("name"))
     assert (ANDROID / f"app/src/main/kotlin/gptoss/app/{name.removeprefix('.')}.kt").is_file()
-    targets = re.findall(r'\.target\(name: "(\w+)"', (IOS / "Package.swift").read_text())
+    targets = re.findall(
+        r'\.(?:executableT|t)arget\(name: "(\w+)"', (IOS / "Package.swift").read_text()
+    )
     assert targets and all((IOS / "Sources" / target).is_dir() for target in targets)
 
 

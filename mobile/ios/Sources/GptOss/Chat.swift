@@ -26,14 +26,16 @@ public final class Model {
         }
         tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent("tokenizer.json"))
         harmony = Harmony(tokenizer)
-        let configs = ["generation_config.json", "config.json"].map {
-            (try? Json(contentsOf: folder.appendingPathComponent($0))) ?? Json([:])
+        let configs = try ["generation_config.json", "config.json"].map { name in
+            let file = folder.appendingPathComponent(name)
+            return FileManager.default.fileExists(atPath: file.path) ? try Json(contentsOf: file) : Json([:])
         }
         sampling = try Sampling(configs[0])
         let ids = configs.compactMap { $0.members["eos_token_id"] }.first
         stopIds = (ids as? [Int]).map(Set.init) ?? (ids as? Int).map { [$0] } ?? harmony.stopIds
         let file = folder.appendingPathComponent(manifest.graph)
-        graph = try Graph(file, threads: threads, config: manifest.session)
+        let session = manifest.session
+        graph = try naming(manifest.graph) { try Graph(file, threads: threads, config: session) }
     }
 
     /// A new conversation with room for `maxLength` tokens in all.

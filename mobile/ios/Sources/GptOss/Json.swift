@@ -8,11 +8,18 @@ public struct Json {
         self.members = members
     }
 
-    public init(contentsOf file: URL) throws {
-        guard let data = try? Data(contentsOf: file),
-            let members = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
-        else { throw UserError("\(file.lastPathComponent) is missing or is no JSON object") }
+    public init(text: Data) throws {
+        guard let members = try? JSONSerialization.jsonObject(with: text) as? [String: Any] else {
+            throw UserError("no JSON object")
+        }
         self.members = members
+    }
+
+    public init(contentsOf file: URL) throws {
+        guard let text = try? Data(contentsOf: file) else {
+            throw UserError("\(file.lastPathComponent) is missing")
+        }
+        self = try naming(file.lastPathComponent) { try Json(text: text) }
     }
 
     private func member<T>(_ name: String) throws -> T {
@@ -24,10 +31,19 @@ public struct Json {
     public func whole(_ name: String) throws -> Int { try (member(name) as NSNumber).intValue }
     public func child(_ name: String) throws -> Json { try Json(member(name)) }
     public func children(_ name: String) throws -> [Json] {
-        try (member(name) as [[String: Any]]).map(Json.init)
+        try (member(name) as [[String: Any]]).map { Json($0) }
     }
 
     public func optional(_ name: String) -> String? { members[name] as? String }
     public func flag(_ name: String) -> Bool { members[name] as? Bool ?? false }
     public func number(_ name: String) -> Double? { (members[name] as? NSNumber)?.doubleValue }
+}
+
+/// What `body` gives; its UserError names the file it is about.
+func naming<T>(_ file: String, _ body: () throws -> T) throws -> T {
+    do {
+        return try body()
+    } catch let failure as UserError {
+        throw UserError("\(file): \(failure)")
+    }
 }

@@ -25,16 +25,26 @@ public struct Manifest {
 
     /// UserError where `folder` holds no package.
     public init(folder: URL) throws {
-        try self.init(Json(contentsOf: folder.appendingPathComponent(Manifest.file)))
+        guard let text = try? Data(contentsOf: folder.appendingPathComponent(Manifest.file)) else {
+            throw UserError("\(folder.path) is not a package: it has no \(Manifest.file)")
+        }
+        try self.init(text: text)
     }
 
-    public init(_ content: Json) throws {
+    /// UserError where `text` is no manifest, or that of a package no phone can run.
+    public init(text: Data) throws {
+        self = try naming(Manifest.file) { try Manifest(Json(text: text)) }
+    }
+
+    private init(_ content: Json) throws {
         guard try content.whole("format") == 1 else {
             throw UserError("the package's format is not known: update the app")
         }
         // Of several graphs, the first that a CPU runs.
-        let graphs = (content.members["graphs"] as? [[String: Any]] ?? []).map(Json.init)
-        let chosen = graphs.first(where: Manifest.runsHere) ?? content
+        let graphs = (content.members["graphs"] as? [[String: Any]] ?? []).map { Json($0) }
+        guard let chosen = (graphs.isEmpty ? [content] : graphs).first(where: Manifest.runsHere) else {
+            throw UserError("the package is not for a phone: export it with --target ios")
+        }
         name = try content.text("name")
         graph = try chosen.text("graph")
         minRuntime = try chosen.text("min_runtime")
@@ -43,15 +53,26 @@ public struct Manifest {
         let kv = try chosen.child("kv")
         kvHeads = try kv.whole("num_kv_heads")
         headDim = try kv.whole("head_dim")
-        int8Kv = try kv.text("dtype") == "int8"
+        let dtype = try kv.text("dtype")
+        guard ["int8", "float32"].contains(dtype), kv.members["in_place"] as? Bool ?? true else {
+            throw UserError("the package's KV cache is not a phone's: export it with --target ios")
+        }
+        int8Kv = dtype == "int8"
         windows = try kv.children("layers").map { try $0.flag("windowed") ? $0.whole("window") : nil }
         session = try chosen.child("session").child("config").members.mapValues { "\($0)" }
         files = try content.child("files").members.sorted { $0.key < $1.key }.map { name, entry in
-            guard !name.hasPrefix("/"), !name.components(separatedBy: "/").contains("..") else {
-                throw UserError("\(name) lies outside the package")
+            let parts = Set(name.components(separatedBy: "/"))
+            guard name != Manifest.file, parts.isDisjoint(with: ["", ".", ".."]) else {
+                throw UserError("\(name): no name of a package's file")
             }
-            let entry = Json(entry as? [String: Any] ?? [:])
-            return try PackageFile(name: name, size: entry.whole("size"), sha256: entry.text("sha256"))
+            guard let entry = (entry as? [String: Any]).map({ Json($0) }), let size = try? entry.whole("size"),
+                let sha256 = try? entry.text("sha256")
+            else { throw UserError("\(name) has no size or no sha256") }
+            return PackageFile(name: name, size: size, sha256: sha256)
+        }
+        let graph = graph
+        guard files.contains(where: { $0.name == graph }) else {
+            throw UserError("the package lacks its graph \(graph)")
         }
     }
 

@@ -28,7 +28,7 @@ public final class Tokenizer {
         let model = try content.child("model")
         guard let ids = try model.child("vocab").members as? [String: Int],
             let pairs = model.members["merges"] as? [Any]
-        else { throw UserError("\(file.lastPathComponent) holds no BPE model") }
+        else { throw UserError("\(file.lastPathComponent): no BPE model") }
         let added = try content.children("added_tokens").map { try ($0.text("content"), $0.whole("id")) }
         special = Dictionary(added) { $1 }
         specialIds = Set(special.values)

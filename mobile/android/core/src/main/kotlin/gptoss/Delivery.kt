@@ -101,6 +101,16 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
     private fun copy(file: PackageFile, open: (String, Long) -> Part, progress: (Long) -> Unit) {
         val partial = partial(file)
         partial.parentFile?.mkdirs()
+        if (partial.length() != file.size) fetch(file, partial, open, progress)
+        if (partial.length() < file.size) throw IOException("${file.name} was cut short; it goes on from here the next time")
+        if (sha256(partial) { goOn() } != file.sha256) {
+            partial.delete()
+            throw UserError("${file.name}: what came is not what the manifest says: try again")
+        }
+        rename(partial, file.name)
+    }
+
+    private fun fetch(file: PackageFile, partial: File, open: (String, Long) -> Part, progress: (Long) -> Unit) {
         val from = partial.length().takeIf { it < file.size } ?: 0
         val part = open(file.name, from)
         part.stream.use { input ->
@@ -114,16 +124,10 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
                     val count = input.read(block)
                     if (count < 0) break
                     output.write(block, 0, count)
-                    progress(output.filePointer)
+                    progress(minOf(output.filePointer, file.size))
                 }
             }
         }
-        if (partial.length() < file.size) throw IOException("${file.name} was cut short; it goes on from here the next time")
-        if (sha256(partial) { goOn() } != file.sha256) {
-            partial.delete()
-            throw UserError("${file.name}: what came is not what the manifest says: try again")
-        }
-        rename(partial, file.name)
     }
 
     private fun rename(whole: File, name: String) {
