@@ -138,7 +138,8 @@ def export_command(
     from evaluation.tuning import Tuning, figures, formats, kv_of, tuned
     from export.checkpoint import Checkpoint
     from export.exporter import export
-    from export.plan import Options, plan, summary
+    from export.plan import Options, check, plan, summary
+    from export.staging import check_free
     from mobile.packaging import finish, plan_memory
     from runtimes.target import get_target
 
@@ -153,7 +154,11 @@ def export_command(
     output = output or Path("build") / f"{checkpoint.name}-{suffix}"
     wanted = Options(target, quantization, also=tuple(also), **options)
     kv = kv_of(checkpoint, wanted, tuning)
-    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory)  # first: tuning may take hours
+    # What can be refused is refused first: tuning may take hours.
+    check(checkpoint, wanted, kv_scales=kv == "int8")
+    if not dry_run:
+        check_free(output, wanted.force)
+    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory)
     with ExitStack() as stack:
         with stage_progress("steps") as progress:
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))

@@ -124,8 +124,7 @@ class Plan:
 
 def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     """Trace and lower; no weight is read and nothing is written."""
-    for target in options.targets:
-        _check(checkpoint, options, target)
+    check(checkpoint, options, kv_scales=options.kv_max is not None)
     kinds = [(t, a) for t in options.targets for a in _activations(options, t)]
     floats = {activations for _, activations in kinds}
     portable = trace(checkpoint.spec)
@@ -167,8 +166,21 @@ def _file(target: Target, activations: str) -> str:
     return f"model.{target.name}{kind}.onnx"
 
 
+def check(checkpoint: Checkpoint, options: Options, *, kv_scales: bool) -> None:
+    """UserError where a target cannot be given what the options ask for.
+
+    `kv_scales` is whether the sizes of keys and values are known, or will be.
+    """
+    for target in options.targets:
+        _check(checkpoint, options, target)
+    if options.kv == "int8" and not kv_scales:
+        raise UserError(
+            "--kv int8 needs the sizes of keys and values: give --calibrate FILE, a text like "
+            "those the model will see"
+        )
+
+
 def _check(checkpoint: Checkpoint, options: Options, target: Target) -> None:
-    """UserError where the target cannot be given what the options ask for."""
     quantization = options.quantization
     if quantization.name not in target.presets:
         raise UserError(
@@ -200,11 +212,6 @@ def _check(checkpoint: Checkpoint, options: Options, target: Target) -> None:
         )
     if options.kv == "int8" and not target.int8_kv:
         raise UserError(f"--kv int8: attention on {target.name} has no such KV cache; leave it out")
-    if options.kv == "int8" and options.kv_max is None:
-        raise UserError(
-            "--kv int8 needs the sizes of keys and values: give --calibrate FILE, a text like "
-            "those the model will see"
-        )
 
 
 def summary(made: Plan) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
     is no package never is.
     """
     output = output.absolute()
-    _check_free(output, force)
+    check_free(output, force)
     made: list[Path] = []
     parents: list[Path] = []  # folders above that are there for this package alone, deepest first
 
@@ -60,7 +60,8 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
                 folder.rmdir()
 
 
-def _check_free(output: Path, force: bool) -> None:
+def check_free(output: Path, force: bool) -> None:
+    """UserError where a package may not be written to `output`."""
     if not os.path.lexists(output):
         return
     if not output.is_dir():
