@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.mobile.android_sdk import android_jar, build_config, resources
+from tests.mobile.android_stubs import Member, called, exists
 from tests.mobile.kotlin import ANDROID, compile_kotlin
 
 APP, CORE = ANDROID / "app", ANDROID / "core" / "src" / "main" / "kotlin"
@@ -57,3 +58,17 @@ def test_a_resource_that_the_manifest_names_and_nobody_has_fails(tmp_path: Path)
     with pytest.raises(subprocess.CalledProcessError) as failure:
         resources(broken, tmp_path / "out")
     assert b"string/name" in failure.value.stderr
+
+
+def test_the_newest_platform_has_all_that_the_app_calls(app: Path) -> None:
+    classes = (app / "out" / "gptoss" / "app").glob("*.class")
+    members = {member for path in classes for member in called(path.read_bytes())}
+    android = {member for member in members if member.owner.startswith("android/")}
+    assert Member("android/system/Os", "setenv", 3) in android and len(android) > 20
+    assert {member for member in android if not exists(member)} == set()
+    for wrong in (
+        Member("android/system/Os", "setenv", 2),
+        Member("android/widget/TextView", "setTextSelectable", 1),
+        Member("android/widget/Slider", "setText", 1),
+    ):
+        assert not exists(wrong)
