@@ -83,7 +83,7 @@ def tuned(
             options = replace(
                 options, rounding=Rounding(tuning.method) if tuning.method else SEARCH
             )
-        if options.wants_int8_kv and all(target.int8_kv for target in options.targets):
+        if options.wants_int8_kv:
             text = tuning.text or checkpoint.path / CALIBRATION
             if calibration is None and text.is_file():
                 calibration = calibrate(text, False)

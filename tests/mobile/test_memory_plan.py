@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.tuning import Tuning, kv_of, tuned
 from export.checkpoint import Checkpoint
 from export.plan import Options
 from graph_passes.quantization import PRESETS
@@ -120,3 +121,18 @@ def test_sizes_and_targets_that_cannot_be_planned() -> None:
     assert plan_memory(SPEC, cpu, "float") is None
     with pytest.raises(UserError, match="cpu has no memory plan"):
         plan_memory(SPEC, cpu, "float", "6GB")
+
+
+def test_a_phone_beside_other_targets_keeps_its_int8_cache(tmp_path: Path) -> None:
+    """The plan says so; targets without such a cache must not take it from the phone."""
+    checkpoint = Checkpoint.open(str(DEMO))
+    lines = (DEMO / "evaluation" / "calibration.jsonl").read_text("utf-8").splitlines()
+    text = tmp_path / "calibration.jsonl"
+    text.write_text("\n".join(lines[:2]) + "\n", "utf-8")
+    others = (get_target("cpu"), get_target("web"))
+    wanted = Options(others[0], INT4, also=(others[1], ANDROID))
+    tuning = Tuning(text, method="rtn")
+    assert kv_of(checkpoint, wanted, tuning) == "int8"
+    with tuned(checkpoint, wanted, tuning, lambda *_: None) as made:
+        assert made.options.kv_dtype(ANDROID, "float32") == "int8"
+        assert {made.options.kv_dtype(other, "float32") for other in others} == {"float32"}
