@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from evaluation.generation import (
     compare_replies,
     package_replies,
@@ -22,11 +24,12 @@ from evaluation.sensitivity import TOKENS, sensitivity
 from evaluation.statistics import histogram, metrics, router_agreement
 from evaluation.texts import Passage, read_passages
 from evaluation.units import subset
+from evaluation.verify import providers_here
 from export.checkpoint import Checkpoint
 from export.spec import GptOssSpec
 from runtimes.bench import bench
 from runtimes.errors import UserError
-from runtimes.package import Package
+from runtimes.package import Manifest, Package
 
 HELD_OUT, QUESTIONS = "evaluation/held_out.jsonl", "evaluation/questions.jsonl"
 _SPEED_TOKENS = (64, 32)  # prompt, new
@@ -52,7 +55,9 @@ def evaluate(
     Nothing is written into the package. UserError for a package of another checkpoint and for
     text that cannot be used.
     """
-    package = Package.open(folder, threads=options.threads)
+    # On the CPU where the package's own device is not here; then its speed means nothing.
+    here = providers_here(Manifest.load(folder))
+    package = Package.open(folder, threads=options.threads, providers=here or None)
     _same_source(package, checkpoint)
     path = options.text or checkpoint.path / HELD_OUT
     if not path.is_file():
@@ -92,7 +97,8 @@ def evaluate(
             )
             ours = package_replies(package, questions, progress)
             figures["generation"] = compare_replies(questions, ours, theirs, package.harmony)
-    figures["speed"] = _speed(folder, options.threads)
+    if {*package.manifest.session["providers"]} & {*onnxruntime.get_available_providers()}:
+        figures["speed"] = _speed(folder, options.threads)
     return figures, expected
 
 

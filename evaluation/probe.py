@@ -11,7 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from evaluation.graph_runner import GraphRunner, open_model
+from evaluation.verify import cpu_stands_in
 from export.plan import GRAPH
+from runtimes.errors import UserError
+from runtimes.ort_file import ORT
 from runtimes.package import Package
 
 Float = NDArray[np.float32]
@@ -38,6 +41,16 @@ class Probe:
     def of_package(cls, folder: Path, threads: int | None = None) -> Probe:
         """A package as it stands, whichever logits it was exported to give."""
         manifest = Package.open(folder).manifest
+        if manifest.graph.endswith(ORT):
+            raise UserError(
+                f"{folder}: {manifest.graph} is ONNX Runtime's own format, which nothing can be "
+                "added to; evaluate the same export for two targets, whose graphs stay .onnx"
+            )
+        if not cpu_stands_in(manifest):
+            raise UserError(
+                f"{folder}: evaluation runs on the CPU, which has no kernels for "
+                f"{manifest.quant} in {manifest.activations} as {manifest.target} stores it"
+            )
         windows = [layer.window if layer.windowed else None for layer in manifest.kv.layers]
         settings = manifest.session.get("config", {})
         return cls._open(folder / manifest.graph, windows, threads, settings)
@@ -81,13 +94,19 @@ def probed(model: ir.Model) -> ir.Model:
             graph.remove(node, safe=True)
     logits = graph.outputs[0]
     assert logits.shape is not None
-    logits.shape = ir.Shape([logits.shape[0], None, logits.shape[2]])
+    last = logits.producer()
+    before = last.inputs[0] if last is not None and last.op_type == "Cast" else None
+    for value in filter(None, (before, logits)):  # half-precision graphs cast their logits
+        value.shape = ir.Shape([logits.shape[0], None, logits.shape[2]])
     biases = {str(v.name): v for v in graph.initializers.values()}
     layers = sum(name.endswith(".mlp.router.bias") for name in biases)
     for layer in range(layers):
         (add,) = biases[f"model.layers.{layer}.mlp.router.bias"].consumers()
+        if add.op_type == "Cast":  # of a weight that a float32 graph shares
+            (add,) = add.outputs[0].consumers()
         value = ir.Value(name=f"{ROUTER}{layer}", type=ir.TensorType(ir.DataType.FLOAT))
         value.shape = ir.Shape([None] * len(add.outputs[0].shape or (0, 0, 0)))
-        graph.insert_after(add, ir.node("Identity", [add.outputs[0]], outputs=[value]))
+        to = {"to": ir.DataType.FLOAT.value}
+        graph.insert_after(add, ir.node("Cast", [add.outputs[0]], to, outputs=[value]))
         graph.outputs.append(value)
     return model

@@ -61,23 +61,27 @@ def _kernels(folder: Path, graph: str) -> list[str]:
 def not_run(folder: Path) -> dict[str, str]:
     """The provider each graph needs that nothing here can run."""
     manifests = [Manifest.load(folder, graph) for graph in graph_files(folder)]
-    return {m.graph: str(m.session["providers"][0]) for m in manifests if not _providers(m)}
+    return {m.graph: str(m.session["providers"][0]) for m in manifests if not providers_here(m)}
 
 
-def _providers(manifest: Manifest) -> list[str]:
-    """Where a graph runs here: on the CPU where its device is not here. None where that cannot:
-    it casts float16, but has no bfloat16 and reads MXFP4 only as it is stored."""
+def providers_here(manifest: Manifest) -> list[str]:
+    """Where a graph runs here: on the CPU where its device is not here. None where that cannot."""
     available = onnxruntime.get_available_providers()
     if there := [name for name in manifest.session["providers"] if name in available]:
         return there
+    return ["CPUExecutionProvider"] if cpu_stands_in(manifest) else []
+
+
+def cpu_stands_in(manifest: Manifest) -> bool:
+    """Whether the CPU computes a graph: it casts float16, but has no bfloat16 and reads MXFP4 only
+    as it is stored."""
     target = get_target(manifest.target, manifest.min_runtime)
     by_column = target.fp4_by_column and "mxfp4" in manifest.recipe.values()
-    stands_in = manifest.activations != "bfloat16" and not by_column
-    return ["CPUExecutionProvider"] if stands_in else []
+    return manifest.activations != "bfloat16" and not by_column
 
 
 def _runs(folder: Path, graph: str) -> list[str]:
-    providers = _providers(Manifest.load(folder, graph))
+    providers = providers_here(Manifest.load(folder, graph))
     if not providers:
         return []
     logits = Session(Package.open(folder, providers=providers, graph=graph)).feed([[0, 1, 2]])

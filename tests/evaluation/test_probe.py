@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,13 @@ from transformers import GptOssForCausalLM
 from evaluation.graph_runner import GraphRunner
 from evaluation.probe import Probe
 from export.checkpoint import Checkpoint
-from export.exporter import export_portable
-from tests.conftest import DemoPackage
+from export.exporter import export, export_portable
+from export.plan import Options
+from graph_passes.quantization import Quantization
+from graph_passes.rounding import Rounding
+from runtimes.errors import UserError
+from runtimes.target import get_target
+from tests.conftest import DEMO, DemoPackage
 
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 4000, 200)]  # beyond the window of 128
 Open = Callable[[Path], Probe]
@@ -88,3 +94,27 @@ def test_probing_leaves_the_package_alone(demo_package: DemoPackage) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     probed(Probe.of_package(folder))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def half_package(folder: Path, **options: Any) -> Path:
+    made = Options(get_target("cuda"), Quantization.parse("int4"), Rounding("rtn"), **options)
+    export(Checkpoint.open(str(DEMO)), made, folder, lambda *_: None)
+    return folder
+
+
+def test_float16_is_probed_as_it_generates(tmp_path: Path) -> None:
+    folder = half_package(tmp_path / "float16")
+    runner = GraphRunner(folder / "model.onnx")
+    last = [runner.feed(np.array([IDS[a : a + 50]]))[0, -1] for a in range(0, 200, 50)]
+    logits, routers = probed(Probe.of_package(folder), chunk=50)
+    assert routers.dtype == np.float32
+    # float16 rounds to 2^-11; 6 layers of about ten results each, at random.
+    assert np.abs(logits[49::50] - np.array(last)).max() < 0.01 * np.abs(logits).max()
+
+
+def test_what_the_cpu_cannot_compute_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = half_package(tmp_path / "bfloat16", activations="bfloat16")
+    with pytest.raises(
+        UserError, match="evaluation runs on the CPU, which has no kernels for int4"
+    ):
+        Probe.of_package(folder)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from evaluation.probe import Probe
 from evaluation.verify import verify
 from mobile.ort_format import write_ort
 from runtimes.errors import UserError
@@ -122,6 +123,11 @@ def test_the_promised_runtime_gives_the_same_answers(
     # The oracle is the newest release with the graph as it was before it became .ort.
     expected = ask(Package.open(android_onnx, threads=1), FILE, QUESTIONS)
     assert answers(made, release) == json.loads(json.dumps(expected["replies"]))
+
+
+def test_evaluation_says_why_it_cannot_look_into_one(android: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.ort is ONNX Runtime's own format"):
+        Probe.of_package(android)
 
 
 def test_data_beyond_a_packs_size_stays_in_shards(
