@@ -12,7 +12,7 @@ import pytest
 
 from export.checkpoint import Checkpoint
 from export.exporter import export
-from export.plan import Options, Plan, plan, weight_bytes
+from export.plan import GRAPH, Options, Plan, plan, weight_bytes
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from graph_passes.step import PassError
@@ -23,6 +23,7 @@ from tests.conftest import DEMO, DemoPackage
 from tests.installed import WINDOWS, installed
 from tests.targets.answers import answers
 from tests.targets.directml_dll import Library, wrong
+from tests.targets.test_cpu_releases import LOAD, under
 
 DIRECTML = get_target("directml")
 QUESTIONS = DEMO / "evaluation" / "questions.jsonl"
@@ -152,6 +153,12 @@ def test_the_cpus_answers(package: Path, demo_package: DemoPackage) -> None:
     found, wanted = (answers(one, QUESTIONS, 20)["replies"] for one in (ours, theirs))
     assert len(wanted) == 21
     assert [reply["ids"] for reply in found] == [reply["ids"] for reply in wanted]
+
+
+def test_the_oldest_runtime_loads_it(package: Path) -> None:
+    """By its loader and schemas, which every build of a release shares."""
+    loaded = under("1.24.3", "-c", LOAD, package / GRAPH)
+    assert loaded.returncode == 0, loaded.stderr
 
 
 @pytest.fixture(scope="module")
