@@ -149,7 +149,8 @@ def export_command(
     quantization = formats(quant, changes, recipe, tuning)
     checkpoint = Checkpoint.open(model, revision)
     warn_if_slow(target, quantization.describe())
-    chosen = [f"kv-{options['kv']}" if options["kv"] else None, options["activations"]]
+    kv_chosen = f"kv-{options['kv']}" if options["kv"] else None
+    chosen = [kv_chosen, options["activations"], min_runtime]
     suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
     output = output or Path("build") / f"{checkpoint.name}-{suffix}"
     wanted = Options(target, quantization, also=tuple(also), **options)
