@@ -107,6 +107,12 @@ def main() -> None:
 )
 @click.option("--all-logits", is_flag=True, help="Logits of every token, not only the last.")
 @click.option("--max-memory", metavar="SIZE", help="What a phone has for the app, as 6GB.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="The longest conversation on a phone, for its memory plan.  [default: 4096]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option("--revision", help="The hub's branch, tag or commit.")
 @click.option("--force", is_flag=True, help="Replace a package that is in the way.")
@@ -124,6 +130,7 @@ def export_command(
     recipe: Path | None,
     method: str | None,
     max_memory: str | None,
+    context: int | None,
     dry_run: bool,
     revision: str | None,
     as_json: bool,
@@ -144,7 +151,7 @@ def export_command(
     from runtimes.target import get_target
 
     tuning = Tuning(calibrate, method, bits_per_weight, size)
-    names = list(dict.fromkeys(target_names.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in target_names.split(",")))
     target, *also = (get_target(name, min_runtime) for name in names)
     quantization = formats(quant, changes, recipe, tuning)
     checkpoint = Checkpoint.open(model, revision)
@@ -159,11 +166,12 @@ def export_command(
     check(checkpoint, wanted, kv_scales=kv == "int8")
     if not dry_run:
         check_free(output, wanted.force)
-    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory)
+    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory, context)
     with ExitStack() as stack:
         with stage_progress("steps") as progress:
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))
-        memory = plan_memory(checkpoint.spec, made.options, kv, max_memory)  # with bits assigned
+        # With bits assigned:
+        memory = plan_memory(checkpoint.spec, made.options, kv, max_memory, context)
         if memory and not as_json:
             show(memory.rows(), False)
         if made.warning:

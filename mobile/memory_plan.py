@@ -17,6 +17,7 @@ from runtimes.errors import UserError
 from runtimes.target import Target
 
 CHUNK = 64  # tokens of a prompt that the apps feed at once
+CONTEXT = 4096  # tokens of the longest conversation, as the apps start one
 SLACK = CHUNK - 1  # rows a windowed KV buffer has beyond its window
 RUNTIME = 16 << 20  # the session, its nodes and threads; the library itself is mapped
 _FLOAT = 4
@@ -70,7 +71,7 @@ def memory_plan(
     quantization: Quantization,
     target: Target,
     *,
-    context: int = 4096,
+    context: int = CONTEXT,
     kv: str | None = None,
     file_format: str | None = None,
 ) -> MemoryPlan:
@@ -146,7 +147,7 @@ def check_memory(
     target: Target,
     limit: int | None,
     *,
-    context: int = 4096,
+    context: int = CONTEXT,
     kv: str | None = None,
     file_format: str | None = None,
 ) -> MemoryPlan:
@@ -183,7 +184,7 @@ def _what_fits(
     found = []
     shorter = [tokens for tokens in _contexts(plan.context) if at(tokens, plan.kv).needed <= limit]
     if shorter:
-        found.append(f"{shorter[0]} tokens of context")
+        found.append(f"--context {shorter[0]}")
     if target.int8_kv and plan.kv != "int8" and at(plan.context, "int8").needed <= limit:
         found.append("--kv int8")
     if at(plan.context, plan.kv, least).needed <= limit:
@@ -193,7 +194,7 @@ def _what_fits(
     kv = "int8" if target.int8_kv else plan.kv
     for tokens in _contexts(plan.context):
         if (small := at(tokens, kv, least)).needed <= limit:
-            return f"what fits: --quant int4 --kv {kv} at {tokens} tokens, {_size(small.needed)}"
+            return f"what fits: --quant int4 --kv {kv} --context {tokens}, {_size(small.needed)}"
     return (
         f"nothing of this model does: int4 with {kv} KV at {tokens} tokens needs "
         f"{_size(small.needed)}"

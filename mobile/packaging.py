@@ -10,7 +10,7 @@ from typing import Any
 
 from export.plan import Options
 from export.spec import GptOssSpec
-from mobile.memory_plan import MemoryPlan, check_memory
+from mobile.memory_plan import CONTEXT, MemoryPlan, check_memory
 from mobile.ort_format import write_ort
 from mobile.required_operators import write_required_operators
 from runtimes.errors import UserError
@@ -21,20 +21,29 @@ Finish = Callable[[Path, dict[str, Any]], None]
 
 
 def plan_memory(
-    spec: GptOssSpec, options: Options, kv: str, limit: str | None = None
+    spec: GptOssSpec,
+    options: Options,
+    kv: str,
+    limit: str | None = None,
+    context: int | None = None,
 ) -> MemoryPlan | None:
     """The plan of the first target that is a phone; None where none is.
 
-    `limit` is a size as 6GB. UserError when more is needed, or when there is nothing to plan.
+    `limit` is a size as 6GB, `context` the tokens of the longest conversation. UserError when more
+    is needed, or when there is nothing to plan.
     """
     target = _phone(options)
     if target is None:
-        if limit is not None:
-            raise UserError(f"--max-memory: {options.target.name} has no memory plan; leave it out")
+        for name, value in (("--max-memory", limit), ("--context", context)):
+            if value is not None:
+                raise UserError(f"{name}: {options.target.name} has no memory plan; leave it out")
         return None
     files = "onnx" if options.also else None  # graphs that share weights read them from data files
     most = None if limit is None else parse_size(limit)
-    return check_memory(spec, options.quantization, target, most, kv=kv, file_format=files)
+    tokens = CONTEXT if context is None else context
+    return check_memory(
+        spec, options.quantization, target, most, context=tokens, kv=kv, file_format=files
+    )
 
 
 def parse_size(text: str) -> int:

@@ -87,7 +87,7 @@ def test_a_run_takes_what_was_planned(android_onnx: Path) -> None:
 
 def test_a_refusal_says_what_would_fit() -> None:
     limit = memory_plan(SPEC, INT4, ANDROID, context=1024, file_format="onnx").needed
-    with pytest.raises(UserError, match=r"what fits: 1024 tokens of context") as refused:
+    with pytest.raises(UserError, match=r"what fits: --context 1024") as refused:
         check_memory(SPEC, INT4, ANDROID, limit, context=4096)
     assert "android: int4 needs" in str(refused.value) and "\n" not in str(refused.value)
     assert check_memory(SPEC, INT4, ANDROID, limit, context=1024).needed <= limit
@@ -121,6 +121,10 @@ def test_sizes_and_targets_that_cannot_be_planned() -> None:
     assert plan_memory(SPEC, cpu, "float") is None
     with pytest.raises(UserError, match="cpu has no memory plan"):
         plan_memory(SPEC, cpu, "float", "6GB")
+    with pytest.raises(UserError, match="--context: cpu has no memory plan"):
+        plan_memory(SPEC, cpu, "float", context=1024)
+    shorter = plan_memory(SPEC, Options(ANDROID, INT4), "int8", context=1024)
+    assert shorter is not None and shorter.context == 1024
 
 
 def test_a_phone_beside_other_targets_keeps_its_int8_cache(tmp_path: Path) -> None:
