@@ -73,7 +73,7 @@ def write_package(
             weights_into_branches(graph.model)
         ir.save(graph.model, folder / graph.file)
     copy_files(checkpoint.path, folder)
-    config = genai_config(checkpoint, options.windowed_kv(options.target))
+    config = genai_config(checkpoint, options.target, options.windowed_kv(options.target))
     write_json(folder / "genai_config.json", config)
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})
     (folder / "report.html").write_text(unmeasured_page(content), encoding="utf-8")

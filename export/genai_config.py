@@ -6,9 +6,13 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from export.package_files import read_json
+from runtimes.target import Target
+
+# Its names of providers; without one it takes the CPU.
+PROVIDERS = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
 
-def genai_config(checkpoint: Checkpoint, windowed_kv: bool) -> dict[str, Any]:
+def genai_config(checkpoint: Checkpoint, target: Target, windowed_kv: bool) -> dict[str, Any]:
     """Field names of onnxruntime-genai 0.18. Its KV buffers span the whole sequence."""
     spec, generation = checkpoint.spec, read_json(checkpoint.path / "generation_config.json")
     names = {
@@ -16,8 +20,11 @@ def genai_config(checkpoint: Checkpoint, windowed_kv: bool) -> dict[str, Any]:
         "past_value_names": "past_key_values.%d.value",
     }
     outputs = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
+    provider = PROVIDERS.get(target.provider)
+    share = target.fuses_attention(spec.num_global_tokens) and not windowed_kv
+    options = [{provider: dict(target.provider_options)}] if provider else []
     decoder: dict[str, Any] = {
-        "session_options": {"provider_options": []},
+        "session_options": {"provider_options": options},
         "filename": "model.onnx",
         "head_size": spec.head_dim,
         "hidden_size": spec.hidden_size,
@@ -41,7 +48,7 @@ def genai_config(checkpoint: Checkpoint, windowed_kv: bool) -> dict[str, Any]:
         "search": {
             "do_sample": bool(generation.get("do_sample", False)),
             "max_length": spec.max_position_embeddings,
-            "past_present_share_buffer": not windowed_kv,
+            "past_present_share_buffer": share,
             "temperature": generation.get("temperature", 1.0),
             "top_k": generation.get("top_k", 50),
             "top_p": generation.get("top_p", 1.0),

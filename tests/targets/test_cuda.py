@@ -171,6 +171,14 @@ def test_manifest(packages: dict[str, Path]) -> None:
     assert not json.loads((packages["cuda_sm70"] / "manifest.json").read_text())["kv"]["in_place"]
 
 
+def test_genai_is_told_the_device(packages: dict[str, Path]) -> None:
+    for name, share in (("cuda", True), ("cuda_sm70", False)):
+        genai = json.loads((packages[name] / "genai_config.json").read_text())
+        (provider,) = genai["model"]["decoder"]["session_options"]["provider_options"]
+        assert provider == {"cuda": {"arena_extend_strategy": "kSameAsRequested"}}
+        assert genai["search"]["past_present_share_buffer"] is share
+
+
 @pytest.mark.parametrize(("target", "release"), [(CUDA, "1.31.0"), (SM70, "1.26.0")])
 def test_the_oldest_release_knows_all(
     packages: dict[str, Path], target: Target, release: str
