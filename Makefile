@@ -15,7 +15,7 @@ SOURCES = $(shell find export graph_passes runtimes evaluation mobile -name '*.p
 
 JS = runtimes/javascript
 
-.PHONY: export test test-js test-arm64 test-cuda chat bench lint verify eval clean
+.PHONY: export test test-js test-arm64 test-cuda chat chat-node chat-web bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
@@ -26,7 +26,16 @@ $(OUT)/manifest.json: $(DEV) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODE
 		$(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(OUT) --force
 
 chat: export
-	$(BIN)/gptoss chat $(OUT)
+	$(if $(filter node web,$(TARGET)),$(MAKE) chat-$(TARGET),$(BIN)/gptoss chat $(OUT))
+
+chat-node: export $(JS)/dist/node.js
+	cd $(JS) && node examples/node.mjs $(abspath $(OUT))
+
+# Prints the page's address.
+chat-web: export $(JS)/dist/node.js
+	mkdir -p $(JS)/examples/vite/public
+	ln -sfn $(abspath $(OUT)) $(JS)/examples/vite/public/package
+	cd $(JS)/examples/vite && npx vite
 
 bench: export
 	$(BIN)/gptoss bench $(OUT)
@@ -47,6 +56,9 @@ test-js: $(JS)/node_modules/.package-lock.json
 	$(MAKE) export MODEL=demo TARGET=node QUANT=int4 OUT=build/demo-node-int4
 	$(MAKE) export MODEL=demo TARGET=web QUANT=int4 OUT=build/demo-web-int4
 	cd $(JS) && npm run --silent build && npm run --silent typecheck && npm test --silent
+
+$(JS)/dist/node.js: $(JS)/node_modules/.package-lock.json $(wildcard $(JS)/src/*.ts)
+	cd $(JS) && npm run --silent build
 
 $(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
 	cd $(JS) && npm ci

@@ -9,6 +9,7 @@ import { NODE_PACKAGE } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const DIST = `${ROOT}dist/`;
+const QUESTION = "What does os.path.join do?";
 const ANSWER = "Join two or more pathname components, inserting '/' as needed.";
 const scripts = readdirSync(DIST).filter((name) => name.endsWith(".js"));
 
@@ -27,7 +28,10 @@ test("all of it, minified, takes less than 60 kB without its peers", () => {
 
 test("the Node example answers", () => {
   const options = { cwd: ROOT, encoding: "utf8" } as const;
-  expect(execFileSync("node", ["examples/node.mjs", NODE_PACKAGE], options)).toBe(`${ANSWER}\n`);
+  const command = ["examples/node.mjs", NODE_PACKAGE];
+  expect(execFileSync("node", [...command, QUESTION], options)).toBe(`${ANSWER}\n`);
+  const talk = execFileSync("node", command, { ...options, input: `${QUESTION}\n\n${QUESTION}\n` });
+  expect(talk.split(ANSWER)).toHaveLength(3);
 });
 
 test("where the runtime was set up before, answers are the same", () => {

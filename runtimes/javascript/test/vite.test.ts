@@ -1,12 +1,26 @@
-/** The Vite app, built and used. */
-import { mkdtempSync, rmSync } from "node:fs";
+/** The Vite app, built and used, and as its development server shows it. */
+import { mkdtempSync, rmSync, symlinkSync, unlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 
-import type { Browser } from "playwright-core";
+import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { Site, inChromium, openBrowser, openPage } from "./site.js";
+import { WEB_PACKAGE } from "./support.js";
+
+const root = fileURLToPath(new URL("../examples/vite", import.meta.url));
+
+/** Its question, answered. */
+async function ask(page: Page): Promise<void> {
+  await page.waitForFunction(() => !document.querySelector("button")?.disabled);
+  expect(await page.textContent("#status")).toContain("on wasm");
+  await page.click("button");
+  await page.waitForFunction(() => !document.querySelector("button")?.disabled);
+  expect(await page.textContent("#talk")).toContain(
+    "> What does os.path.join do?\nJoin two or more pathname components, inserting '/' as needed.",
+  );
+}
 
 inChromium("the Vite app", () => {
   let folder: string;
@@ -15,7 +29,6 @@ inChromium("the Vite app", () => {
   beforeAll(async () => {
     folder = mkdtempSync(`${tmpdir()}/gptoss-vite-`);
     const { build } = await import("vite");
-    const root = fileURLToPath(new URL("../examples/vite", import.meta.url));
     await build({ root, logLevel: "warn", build: { outDir: folder, emptyOutDir: true } });
     site = await Site.start({ "/app/": folder });
     browser = await openBrowser();
@@ -28,12 +41,33 @@ inChromium("the Vite app", () => {
   test("talks through its worker", async () => {
     const page = await openPage(browser, site);
     await page.goto(`${site.url}/app/?package=/package/`);
-    await page.waitForFunction(() => !document.querySelector("button")?.disabled);
-    expect(await page.textContent("#status")).toContain("on wasm");
-    await page.click("button");
-    await page.waitForFunction(() => !document.querySelector("button")?.disabled);
-    expect(await page.textContent("#talk")).toContain(
-      "> What does os.path.join do?\nJoin two or more pathname components, inserting '/' as needed.",
-    );
+    await ask(page);
   });
+
+  /** The development server, with a folder for what it serves as it is. */
+  async function developing(use: (page: Page, publicDir: string) => Promise<void>): Promise<void> {
+    const { createServer } = await import("vite");
+    const publicDir = mkdtempSync(`${tmpdir()}/gptoss-public-`);
+    symlinkSync(WEB_PACKAGE, `${publicDir}/package`);
+    const server = await createServer({ root, publicDir, logLevel: "warn", server: { port: 0 } });
+    try {
+      await server.listen();
+      const page = await browser.newPage();
+      await page.goto(server.resolvedUrls!.local[0]);
+      await use(page, publicDir);
+    } finally {
+      await server.close();
+      rmSync(publicDir, { recursive: true });
+    }
+  }
+
+  test("talks while it is developed, from a package that is linked", () => developing(ask));
+
+  test("says that there is no package", () =>
+    developing(async (page, publicDir) => {
+      unlinkSync(`${publicDir}/package`);
+      await page.reload();
+      await page.waitForFunction(() => document.querySelector("#status")?.textContent);
+      expect(await page.textContent("#status")).toMatch(/package\/manifest\.json: /);
+    }));
 });

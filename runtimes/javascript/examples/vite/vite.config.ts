@@ -5,7 +5,8 @@ import { defineConfig } from "vite";
 const folder = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
 export default defineConfig({
-  // In an app of yours this is `npm install gptoss-onnx onnxruntime-web`, and none of the next line.
+  // In an app of yours this is `npm install gptoss-onnx onnxruntime-web`, and none of the next lines.
+  server: { fs: { allow: [folder("../..")] } },
   resolve: {
     alias: [
       { find: /^gptoss-onnx$/, replacement: folder("../../dist/web.js") },
@@ -13,7 +14,7 @@ export default defineConfig({
     ],
   },
   base: "./",
-  // The package is served as /package: copy or link it to public/package.
+  // The package is served as /package: copy or link it to public/package (`make chat TARGET=web` does).
   build: { target: "es2023", chunkSizeWarningLimit: 2000 },
   worker: { format: "es" },
   // Kept as they are: the runtime finds its .wasm file relative to itself.

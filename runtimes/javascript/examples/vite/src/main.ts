@@ -13,6 +13,9 @@ const model = await RemoteModel.load(settings.get("package") ?? "./package", {
   onProgress: ({ stage, loaded, total }) => {
     status.textContent = stage === "fetch" ? `${Math.round((100 * loaded) / total)} %` : "preparing";
   },
+}).catch((error) => {
+  status.textContent = error.message;
+  throw error;
 });
 status.textContent = `${model.name} on ${model.backend.name}`;
 button.disabled = false;
