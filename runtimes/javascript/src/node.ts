@@ -71,6 +71,8 @@ export class GptOss extends Model {
 }
 
 async function importRuntime(): Promise<Ort> {
+  // It reports its use to its maker unless it is told not to before it is loaded.
+  process.env.ORT_DISABLE_TELEMETRY ??= "1";
   try {
     return (await import("onnxruntime-node")) as Ort;
   } catch (error) {

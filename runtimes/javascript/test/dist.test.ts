@@ -1,6 +1,7 @@
 /** What is published: its size, and that it runs as it is. */
 import { execFileSync } from "node:child_process";
-import { readFileSync, readdirSync, statSync } from "node:fs";
+import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 
 import { expect, test } from "vitest";
@@ -32,6 +33,19 @@ test("the Node example answers", () => {
   expect(execFileSync("node", [...command, QUESTION], options)).toBe(`${ANSWER}\n`);
   const talk = execFileSync("node", command, { ...options, input: `${QUESTION}\n\n${QUESTION}\n` });
   expect(talk.split(ANSWER)).toHaveLength(3);
+});
+
+test.each([[undefined, false], ["0", true]])("reports of use are kept on demand only: %s", (wanted, kept) => {
+  const home = mkdtempSync(`${tmpdir()}/gptoss-home-`);
+  const { ORT_DISABLE_TELEMETRY, XDG_CACHE_HOME, ...env } = process.env;
+  const told = wanted === undefined ? {} : { ORT_DISABLE_TELEMETRY: wanted };
+  execFileSync("node", ["examples/node.mjs", NODE_PACKAGE, QUESTION], {
+    cwd: ROOT,
+    env: { ...env, HOME: home, ...told },
+  });
+  const files = readdirSync(home, { recursive: true }).map(String);
+  rmSync(home, { recursive: true });
+  expect(files.some((name) => name.endsWith("onnxruntime.db"))).toBe(kept);
 });
 
 test("where the runtime was set up before, answers are the same", () => {
