@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from evaluation.generation import (
     compare_replies,
     package_replies,
@@ -97,7 +95,7 @@ def evaluate(
             )
             ours = package_replies(package, questions, progress)
             figures["generation"] = compare_replies(questions, ours, theirs, package.harmony)
-    if {*package.manifest.session["providers"]} & {*onnxruntime.get_available_providers()}:
+    if {*here} & {*package.manifest.session["providers"]}:
         figures["speed"] = _speed(folder, options.threads)
     return figures, expected
 

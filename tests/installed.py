@@ -65,3 +65,15 @@ def no_wheel_here(said: str) -> bool:
     """
     listed = "(from versions: " in said and "(from versions: none)" not in said
     return listed and (sys.platform, platform.machine()) != ("linux", "x86_64")
+
+
+def debian_mirror() -> str:
+    """The archive that this machine's own apt is set up for."""
+    command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    targets = [line.split() for line in listed.splitlines()]
+    # Not its updates or its security fixes.
+    found = next((uri for release, uri in targets if "-" not in release), None)
+    if found is None:
+        raise RuntimeError("apt on this machine knows no Debian archive")
+    return found

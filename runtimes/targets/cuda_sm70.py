@@ -36,9 +36,7 @@ TARGET = Target(
     },
     session_config=CUDA.session_config,
     provider_options=CUDA.provider_options,
-    verified="kernel table and placement (the shipped library takes every node: make test-cuda), "
-    "numerics on ONNX Runtime's CPU provider; on a GPU: not measured (tests/targets/cuda_check.py "
-    "does)",
+    verified=CUDA.verified,
     kernels={
         **moving(ANY),
         ("", "SimplifiedLayerNormalization"): Kernel(FLOAT, NORM),

@@ -15,22 +15,21 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.installed import installed, once
+from tests.installed import debian_mirror, installed, once
 from tests.mobile.kotlin import ANDROID, named, only_x86_64_linux
 
 GRADLE = "app/build.gradle.kts"
 NAMESPACE = named(r'namespace = "([\w.]+)"', GRADLE)
 PACKAGE, SUITE = "libandroid-23-java", "bullseye"
-# An apt of its own under $1: the machine's mirror and keys, another release, nothing installed.
+# An apt of its own under $2: from the mirror $1, with the machine's keys, nothing installed.
 DOWNLOAD = f"""
 set -e
-cd "$1"
-site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
+cd "$2"
 mkdir -p lists/partial cache/archives/partial
-echo "deb $site {SUITE} main" > sources.list
+echo "deb $1 {SUITE} main" > sources.list
 : > status
-own="-o Dir::Etc::sourcelist=$1/sources.list -o Dir::Etc::sourceparts=- -o Dir::State=$1
-  -o Dir::State::status=$1/status -o Dir::Cache=$1/cache -o Acquire::Languages=none"
+own="-o Dir::Etc::sourcelist=$2/sources.list -o Dir::Etc::sourceparts=- -o Dir::State=$2
+  -o Dir::State::status=$2/status -o Dir::Cache=$2/cache -o Acquire::Languages=none"
 apt-get $own update
 apt-get $own download {PACKAGE}
 dpkg -x {PACKAGE}_*.deb .
@@ -42,8 +41,9 @@ def android_jar() -> Path:
     """Classes and resources of the platform."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         pytest.skip("no apt here to get android.jar with")
+    download = ("bash", "-c", DOWNLOAD, "bash")
     try:
-        folder = once(ROOT / "build" / PACKAGE / SUITE, ["bash", "-c", DOWNLOAD, "bash"])
+        folder = once(ROOT / "build" / PACKAGE / SUITE, [*download, debian_mirror()])
     except RuntimeError as error:
         if "does not have a Release file" in str(error):
             pytest.skip(f"this machine's apt reaches no Debian {SUITE}, which has android.jar")

@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.installed import debian_mirror
+
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "arm64"
 QUESTIONS = ROOT / "demo" / "evaluation" / "questions.jsonl"
@@ -71,7 +73,10 @@ def fetch_system() -> tuple[Path, Path]:
         for name in ("lists/partial", "archives/partial", "none"):
             (apt / name).mkdir(parents=True)
         (apt / "status").touch()  # an empty system: what is asked for comes with all it needs
-        source = f"deb [signed-by={KEYS}] {mirror()} {SUITE} main\n"
+        try:
+            source = f"deb [signed-by={KEYS}] {debian_mirror()} {SUITE} main\n"
+        except RuntimeError as error:
+            sys.exit(f"arm64: {error}")
         (apt / "sources.list").write_text(source)
         (apt / "apt.conf").write_text(apt_configuration(apt, native))
         configuration = str(apt / "apt.conf")
@@ -87,14 +92,6 @@ def fetch_system() -> tuple[Path, Path]:
                 archive.unlink()
         partial.rename(root)
     return tools / "usr" / "bin" / "qemu-aarch64-static", root
-
-
-def mirror() -> str:
-    """The archive that this machine's own apt is set up for."""
-    listed = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)").split("\n")
-    targets = (line.split() for line in listed if line)
-    found = next((uri for release, uri in targets if "-" not in release), None)
-    return found or sys.exit("arm64: apt on this machine knows no Debian archive")
 
 
 def apt_configuration(apt: Path, native: str) -> str:
