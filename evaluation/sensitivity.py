@@ -34,6 +34,7 @@ from evaluation.units import (
 )
 from export.plan import GRAPH
 from graph_passes.quantization import PRESETS, Format
+from graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
 from graph_passes.weights import CHUNK_BYTES
 from runtimes.package import Manifest
 
@@ -114,6 +115,8 @@ class PackageWeights:
 
     def __init__(self, graph: Path, portable: Path) -> None:
         self._values = ir.load(graph).graph.initializers
+        scaled = RESIDUAL_SCALE in self._values
+        self._residual = np.float32(self.array(RESIDUAL_SCALE) if scaled else 1)
         values = ir.load(portable).graph.initializers.values()
         self._shapes = {str(v.name): v.shape.numpy() for v in values if v.shape is not None}
 
@@ -132,7 +135,10 @@ class PackageWeights:
                 start = sum(self._shapes[f"{module}.{part}.weight"][0] for part in parts)
                 rows, stem = slice(start, start + self._shapes[name][0]), f"{module}.qkv_proj"
             packed, scales = f"{stem}.weight_q{form.bits}", f"{stem}.scales"
-        return partial(self._chunks, packed, scales, form, width, rows)
+        chunks = partial(self._chunks, packed, scales, form, width, rows)
+        if not writes_residual(name):
+            return chunks
+        return lambda: (chunk / self._residual for chunk in chunks())
 
     def _chunks(
         self, packed: str, scales: str, form: Format, width: int, rows: slice

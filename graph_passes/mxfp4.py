@@ -138,6 +138,14 @@ def transposed_codes(packed: UInt8) -> UInt8:
     return columns
 
 
+def shifted(scales: UInt8, exponent: int) -> UInt8:
+    """Scale bytes of the values times 2^exponent, at most 0; NaN (255) stays, and what lies below
+    the smallest power becomes that: no float of 16 bits tells it from 0.
+    """
+    smaller = np.maximum(scales, np.uint8(-exponent)) - np.uint8(-exponent)
+    return np.where(scales == 255, scales, smaller)
+
+
 def _check(blocks: UInt8, scales: UInt8) -> None:
     if blocks.dtype != np.uint8 or scales.dtype != np.uint8:
         raise ValueError(f"MXFP4 blocks and scales are uint8, not {blocks.dtype}, {scales.dtype}")

@@ -29,6 +29,7 @@ from graph_passes.quantize_kv import QuantizeKv
 from graph_passes.quantize_linears import QuantizeLinears
 from graph_passes.rounding import Rounding
 from graph_passes.route_experts import RouteExperts
+from graph_passes.scale_residual import ScaleResidual
 from graph_passes.step import PassError, Step, rules
 from graph_passes.unpack_embedding import unpack_embedding
 from graph_passes.verify_target import VerifyTarget
@@ -55,11 +56,13 @@ def recipe(
     kv_max: Mapping[str, NDArray[np.float32]] | None = None,
     activations: str = "float32",
     cast_weights: bool = False,
+    scale_residual: bool = False,
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says.
 
     `kv_max` makes the KV cache int8: what its scales come from (`QuantizeKv`). With activations
     of 16 bits, `cast_weights` keeps float weights in float32, for graphs that share them.
+    `scale_residual` is for float16, and for graphs that share weights with a graph in it.
     """
     layers = spec.num_layers
     quantization.check_layers(layers)
@@ -68,6 +71,8 @@ def recipe(
         # The first norm reads the embedding itself; each later one a residual sum.
         Step("fuse skip-RMSNorm", rules(SKIP_RMS_NORM), 2 * layers),
     ]
+    if scale_residual:
+        steps.append(Step("scale residual", ScaleResidual(), 2 * layers + 1))
     if target.fuses_attention(spec.num_global_tokens):
         lengths = target.padded_batches
         attention = LowerAttention(quantization, windowed_kv, rounding, lengths)

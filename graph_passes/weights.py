@@ -96,7 +96,7 @@ class ExpertWeight(StreamedTensor):
     """float32 [E, N, K] of an expert projection; `source` keeps the form it is stored in."""
 
     def __init__(self, source: ExpertSource, to_float: Callable[[Any], Array]) -> None:
-        self.source = source
+        self.source, self.to_float = source, to_float
 
         def decode(expert: int) -> Array:
             return to_float(source.read(expert))

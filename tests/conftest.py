@@ -19,9 +19,9 @@ DEMO = ROOT / "demo"
 DemoPackage = Callable[..., Path]
 
 
-def export_demo(output: Path, preset: str = "int4", **options: bool) -> Path:
+def export_demo(output: Path, preset: str = "int4", target: str = "cpu", **options: bool) -> Path:
     """A package of the demo; `options` are those of `export.exporter.Options`."""
-    made = Options(get_target("cpu"), Quantization.parse(preset, ()), **options)
+    made = Options(get_target(target), Quantization.parse(preset, ()), **options)
     export(Checkpoint.open(str(DEMO)), made, output, lambda stage, done, total: None)
     return output
 
@@ -34,13 +34,13 @@ def demo() -> Path:
 @pytest.fixture(scope="session")
 def demo_package(tmp_path_factory: pytest.TempPathFactory) -> DemoPackage:
     """The demo's package of a preset; not to be changed: copy it first."""
-    made: dict[tuple[str, bool], Path] = {}
+    made: dict[tuple[str, str, bool], Path] = {}
 
-    def get(preset: str, *, full_kv: bool = False) -> Path:
-        key = preset, full_kv
+    def get(preset: str, target: str = "cpu", *, full_kv: bool = False) -> Path:
+        key = preset, target, full_kv
         if key not in made:
             folder = tmp_path_factory.mktemp("demo") / f"{preset}{'-full' if full_kv else ''}"
-            made[key] = export_demo(folder, preset, full_kv=full_kv)
+            made[key] = export_demo(folder, preset, target, full_kv=full_kv)
         return made[key]
 
     return get

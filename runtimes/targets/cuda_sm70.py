@@ -35,7 +35,8 @@ TARGET = Target(
         ("com.microsoft", "QMoE"): "its kernels are not for compute capability 7.0",
     },
     session_config=CUDA.session_config,
-    provider_options=CUDA.provider_options,
+    # Without it this release sums the squares of SkipSimplifiedLayerNormalization in float16.
+    provider_options={**CUDA.provider_options, "enable_skip_layer_norm_strict_mode": "1"},
     verified=CUDA.verified,
     kernels={
         **moving(ANY),

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from evaluation.graph_runner import GraphRunner, open_model
 from evaluation.sensitivity import PackageWeights
@@ -121,6 +122,24 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(folder)
 
 
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A checkpoint whose residual stream passes float16's largest number, as gpt-oss-120b's does:
+    all that is added to it is 2^14 times as large, and the norms make the same of it."""
+    folder = tmp_path_factory.mktemp("loud")
+    synthesize(folder / "tiny", geometry="tiny", layers=LAYERS)
+    (file,) = (folder / "tiny").glob("*.safetensors")
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith("down_proj_scales"):
+            tensors[name] = tensor + np.uint8(14)
+        elif "embed_tokens" in name or "o_proj" in name or name.endswith("down_proj_bias"):
+            tensors[name] = (tensor.astype(np.float32) * 2**14).astype(tensor.dtype)
+    save_file(tensors, file, {"format": "pt"})
+    export_portable(Checkpoint.open(folder / "tiny"), folder / "portable")
+    return Lab(folder)
+
+
 def fed(runner: GraphRunner) -> np.ndarray:
     ends = [*ENDS, *range(ENDS[-1] + 1, TOKENS + 1)]
     chunks = zip([0, *ends[:-1]], ends, strict=True)
@@ -129,12 +148,15 @@ def fed(runner: GraphRunner) -> np.ndarray:
 
 def computed(folder: Path, graph: str) -> np.ndarray:
     """Logits [T, V] of one graph of a package, its activations not rounded to 8 bits."""
+    return fed(opened(folder, graph, ir.load(folder / graph)))
+
+
+def opened(folder: Path, graph: str, model: ir.Model) -> GraphRunner:
     layers = Manifest.load(folder, graph).kv.layers
     windows = [layer.window if layer.windowed else None for layer in layers]
-    model = ir.load(folder / graph)
     for node in model.graph.all_nodes():
         node.attributes.pop("accuracy_level", None)
-    return fed(GraphRunner(open_model(for_cpu(model), folder, threads=1), windows))
+    return GraphRunner(open_model(for_cpu(model), folder, threads=1), windows)
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -164,10 +186,15 @@ def test_a_target_computes_what_the_portable_graph_does(
 ) -> None:
     folder = lab.package(target, preset, activations)
     (graph,) = graph_files(folder)
-    rounded = preset == "int8" and target.experts == "QMoE"
-    most = max(tolerance(activations), EIGHT_BITS if rounded else 0)
+    most = allowed(target, preset, activations)
     ours = computed(folder, graph)
     assert not faulty(ours, lab.oracle(preset), lab.routing_gap(preset), most)
+
+
+def allowed(target: Target, preset: str, activations: str) -> float:
+    """The tolerance of a package on the CPU provider."""
+    rounded = preset == "int8" and target.experts == "QMoE"
+    return max(tolerance(activations), EIGHT_BITS if rounded else 0)
 
 
 def faulty(ours: np.ndarray, theirs: np.ndarray, gap: np.ndarray, most: float) -> bool:
@@ -177,6 +204,45 @@ def faulty(ours: np.ndarray, theirs: np.ndarray, gap: np.ndarray, most: float) -
     """
     away = np.abs(ours - theirs).max(-1) / np.abs(theirs).max()
     return bool((away[gap > most] > most).any()) or (away > most).sum() > TOKENS // 20
+
+
+@pytest.mark.parametrize(
+    ("target", "preset", "activations"), [case for case in CASES if case.values[2] == "float16"]
+)
+def test_float16_holds_the_residual_stream(
+    lab: Lab, loud: Lab, target: Target, preset: str, activations: str
+) -> None:
+    """Loud or quiet, and its mean square too, which some norms keep in float16.
+
+    The CPU provider leaves casts out where it can, so its logits alone would not show it.
+    """
+    half = np.finfo(np.float16)
+    logits, stream = residual(loud, target, preset, activations)
+    for values in stream:
+        assert values.dtype == np.float16 and np.isfinite(values).all()
+        # Published models are 2,880 wide and have few loud channels.
+        assert np.abs(values).max().astype(np.float32) ** 2 / 2880 < half.max
+    most = allowed(target, preset, activations)
+    assert not faulty(logits, loud.oracle(preset), loud.routing_gap(preset), most)
+    _, stream = residual(lab, target, preset, activations)
+    for values in stream[2::3]:  # the sums
+        assert np.square(values.astype(np.float32)).mean(-1).min() > half.tiny
+
+
+def residual(
+    lab: Lab, target: Target, preset: str, activations: str
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits [T, V]; what each norm but the first reads, [1, T, H]: two addends and their sum."""
+    folder = lab.package(target, preset, activations)
+    (graph,) = graph_files(folder)
+    model = ir.load(folder / graph)
+    for norm in model.graph:
+        if norm.op_type == "SkipSimplifiedLayerNormalization":
+            model.graph.outputs.extend([*norm.inputs[:2], norm.outputs[3]])
+    runner = opened(folder, graph, model)
+    logits = runner.feed(IDS)[0]
+    assert len(runner.extra) == 3 * 2 * LAYERS
+    return logits, runner.extra
 
 
 def no_sinks(model: ir.Model) -> None:
