@@ -1,5 +1,6 @@
 /** What a page computes with: a device, onnxruntime-web, the tokenizer's library. */
 import { UserError, firstLine } from "./errors.js";
+import { importUrl } from "./import_url.js";
 import type { TokenizerLibrary } from "./tokenizer.js";
 
 export type Ort = typeof import("onnxruntime-common");
@@ -50,7 +51,7 @@ export async function importRuntime(
     try {
       if (ort) {
         const url = `${ort.replace(/\/+$/, "")}/ort.${provider}.bundle.min.mjs`;
-        found = await import(/* @vite-ignore */ /* webpackIgnore: true */ url);
+        found = await importUrl(url);
       } else if (provider === "webgpu") found = (await import("onnxruntime-web/webgpu")) as Ort;
       else found = (await import("onnxruntime-web/wasm")) as Ort;
     } catch (error) {
@@ -65,7 +66,7 @@ export async function importRuntime(
 export async function importTokenizers(options: RuntimeOptions): Promise<TokenizerLibrary> {
   const { tokenizers } = options;
   try {
-    if (tokenizers) return await import(/* @vite-ignore */ /* webpackIgnore: true */ tokenizers);
+    if (tokenizers) return await importUrl(tokenizers);
     return await import("@huggingface/tokenizers");
   } catch (error) {
     throw missing("@huggingface/tokenizers", "tokenizers", error);
