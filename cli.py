@@ -202,7 +202,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     """
     from evaluation.verify import can_check_kernels, not_run
     from evaluation.verify import verify as check
-    from runtimes.package import Manifest
+    from runtimes.manifest import Manifest
 
     size = sum(entry.size for entry in Manifest.load(package).files.values())
     with byte_progress("checking", size) as progress:

@@ -12,7 +12,8 @@ from evaluation.verify import not_run
 from export.checkpoint import Checkpoint
 from export.exporter import export_portable
 from runtimes.errors import UserError
-from runtimes.package import Package, write_report
+from runtimes.manifest import write_report
+from runtimes.package import Package
 
 
 def compare(folder: Path, checkpoint: str) -> dict[str, Any]:

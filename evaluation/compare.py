@@ -13,7 +13,8 @@ from evaluation.report import labelled, template
 from export.checkpoint import layout
 from export.spec import GptOssSpec
 from runtimes.errors import UserError
-from runtimes.package import REPORT, Manifest, Package
+from runtimes.manifest import REPORT, Manifest
+from runtimes.package import Package
 
 NOT_MEASURED = "not measured"
 

@@ -27,7 +27,8 @@ from export.checkpoint import Checkpoint
 from export.spec import GptOssSpec
 from runtimes.bench import bench
 from runtimes.errors import UserError
-from runtimes.package import Manifest, Package
+from runtimes.manifest import Manifest
+from runtimes.package import Package
 
 HELD_OUT, QUESTIONS = "evaluation/held_out.jsonl", "evaluation/questions.jsonl"
 _SPEED_TOKENS = (64, 32)  # prompt, new

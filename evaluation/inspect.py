@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evaluation.verify import operators
 from export.checkpoint import Checkpoint
-from runtimes.package import MANIFEST, Manifest, graph_files
+from runtimes.manifest import MANIFEST, Manifest, graph_files
 
 
 def describe(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation.reference import Reference
 from graph_passes.quantization import FP32, PRESETS, Quantization
-from runtimes.package import Manifest
+from runtimes.manifest import Manifest
 from runtimes.target import Target, get_target
 
 # Bits a weight, scales included: MXFP4 has a byte for 32 weights, int4 a float32 a block.

@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.reference import Reference
 from evaluation.report import render
 from export.model_card import measured
-from runtimes.package import update_files
+from runtimes.manifest import update_files
 
 REPORT_HTML = "report.html"
 

@@ -36,7 +36,7 @@ from export.plan import GRAPH
 from graph_passes.quantization import PRESETS, Format
 from graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
 from graph_passes.weights import CHUNK_BYTES
-from runtimes.package import Manifest
+from runtimes.manifest import Manifest
 
 TOKENS = 2000  # that count, unless told otherwise
 KV_CHUNK = 8  # tokens: those of one feed see each other unrounded

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from runtimes.manifest import Manifest, check_files, graph_files
 from runtimes.ort_file import ORT, ort_nodes
-from runtimes.package import Manifest, Package, check_files, graph_files
+from runtimes.package import Package
 from runtimes.session import Session
 from runtimes.target import get_target
 

@@ -22,7 +22,7 @@ from export.tokenizer_graph import tokenizer_graph
 from export.trace import trace
 from export.writer import DataWriter
 from graph_passes.weights_into_branches import weights_into_branches
-from runtimes.package import write_manifest
+from runtimes.manifest import write_manifest
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 # Changes a package that is complete but for its manifest: told the folder and the manifest.

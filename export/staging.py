@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from runtimes.errors import UserError
-from runtimes.package import MANIFEST
+from runtimes.manifest import MANIFEST
 
 SPARE_BYTES = 64 << 20  # for everything that is not a weight
 

@@ -29,7 +29,7 @@ from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from runtimes.errors import UserError
 from runtimes.harmony import Harmony
-from runtimes.package import write_manifest
+from runtimes.manifest import write_manifest
 from runtimes.target import get_target
 from tests.conftest import DemoPackage
 

@@ -18,7 +18,8 @@ from evaluation.verify import operators, verify
 from export.checkpoint import Checkpoint
 from export.exporter import export_portable
 from runtimes.bench import bench, bytes_per_token
-from runtimes.package import Package, write_manifest
+from runtimes.manifest import write_manifest
+from runtimes.package import Package
 from tests.conftest import DemoPackage
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"

@@ -18,7 +18,8 @@ from evaluation.compare import bits_per_weight, read, rows
 from evaluation.report import labelled, render, verdict
 from export.model_card import measured
 from runtimes.errors import UserError
-from runtimes.package import Manifest, Package, check_files, update_files
+from runtimes.manifest import Manifest, check_files, update_files
+from runtimes.package import Package
 from tests.conftest import DemoPackage
 
 pytestmark = pytest.mark.usefixtures("keep_sigterm")

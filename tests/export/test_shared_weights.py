@@ -22,7 +22,8 @@ from export.synthetic import synthesize
 from export.writer import DataWriter
 from graph_passes.quantization import Quantization
 from runtimes.errors import UserError
-from runtimes.package import Manifest, Package, check_files, graph_files
+from runtimes.manifest import Manifest, check_files, graph_files
+from runtimes.package import Package
 from runtimes.session import Session
 from runtimes.target import get_target
 

@@ -13,7 +13,7 @@ import pytest
 
 from export.staging import SPARE_BYTES, staged
 from runtimes.errors import UserError
-from runtimes.package import MANIFEST
+from runtimes.manifest import MANIFEST
 
 
 def write(output: Path, *, force: bool = False, fail: BaseException | None = None) -> None:

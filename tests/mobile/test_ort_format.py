@@ -15,8 +15,9 @@ from evaluation.probe import Probe
 from evaluation.verify import verify
 from mobile.ort_format import write_ort
 from runtimes.errors import UserError
+from runtimes.manifest import Manifest
 from runtimes.ort_file import ort_nodes
-from runtimes.package import Manifest, Package
+from runtimes.package import Package
 from runtimes.session import Session
 from runtimes.target import get_target
 from tests.mobile.conftest import PhonePackage

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from graph_passes.half_precision import HalfPrecision
-from runtimes.package import Package, write_manifest
+from runtimes.manifest import write_manifest
+from runtimes.package import Package
 
 Floats = NDArray[np.float32]
 SPECIALS = [

@@ -16,7 +16,8 @@ import pytest
 
 from runtimes.errors import UserError
 from runtimes.generation import Options, Usage, generate, generate_batch
-from runtimes.package import MANIFEST, Package, write_manifest
+from runtimes.manifest import MANIFEST, write_manifest
+from runtimes.package import Package
 from runtimes.sampling import Sampling
 from runtimes.session import Session
 from tests.runtimes.conftest import CONTEXT, TinyModel

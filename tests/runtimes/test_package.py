@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
-from runtimes import package as package_module
+from runtimes import manifest as manifest_module
 from runtimes.errors import UserError
-from runtimes.package import (
-    MANIFEST,
-    KvLayer,
-    Manifest,
-    Package,
-    check_files,
-    write_manifest,
-)
+from runtimes.manifest import MANIFEST, KvLayer, Manifest, check_files, write_manifest
+from runtimes.package import Package
 
 
 @pytest.fixture
@@ -106,7 +100,7 @@ def test_windowed_without_a_window(copy: Path) -> None:
 def test_opening_checks_sizes_and_reads_no_weights(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_module, "_sha256", lambda *_: pytest.fail("hashed at open"))
+    monkeypatch.setattr(manifest_module, "_sha256", lambda *_: pytest.fail("hashed at open"))
     package = Package.open(copy)
     assert not {"graph", "tokenizer", "harmony"} & set(vars(package))
     with (copy / "model.onnx.data").open("ab") as stream:

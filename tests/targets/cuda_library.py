@@ -24,7 +24,7 @@ from pathlib import Path
 
 import onnx
 
-from runtimes.package import Manifest
+from runtimes.manifest import Manifest
 from runtimes.target import Target, get_target
 from tests.conftest import ROOT
 from tests.installed import installed

@@ -17,7 +17,8 @@ from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
 from graph_passes.step import PassError
 from graph_passes.verify_target import VerifyTarget
-from runtimes.package import Manifest, Package
+from runtimes.manifest import Manifest
+from runtimes.package import Package
 from runtimes.target import Kernel, get_target
 from tests.conftest import DEMO, DemoPackage
 from tests.installed import WINDOWS, installed

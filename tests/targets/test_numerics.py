@@ -28,7 +28,7 @@ from export.exporter import export, export_portable
 from export.plan import GRAPH, Options
 from export.synthetic import synthesize
 from graph_passes.quantization import Quantization
-from runtimes.package import Manifest, graph_files
+from runtimes.manifest import Manifest, graph_files
 from runtimes.target import Target, load_targets
 from tests.targets.cpu_form import for_cpu
 
