@@ -139,8 +139,8 @@ def transposed_codes(packed: UInt8) -> UInt8:
 
 
 def shifted(scales: UInt8, exponent: int) -> UInt8:
-    """Scale bytes of the values times 2^exponent, at most 0; NaN (255) stays, and what lies below
-    the smallest power becomes that: no float of 16 bits tells it from 0.
+    """Scale bytes of the values times 2^exponent, which is 1 or less. NaN (255) stays, and what
+    lies below the smallest power becomes that: float16 does not tell it from 0.
     """
     smaller = np.maximum(scales, np.uint8(-exponent)) - np.uint8(-exponent)
     return np.where(scales == 255, scales, smaller)
