@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ class Kernel:
 
     dtypes: frozenset[str]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    inputs: int = 99  # how many of the operator's inputs it reads
+    inputs: int = sys.maxsize  # how many of the operator's inputs it reads; all, unless said
     min_inputs: int = 0  # how many it must be given
     absent: frozenset[int] = frozenset()  # places among those it reads that must stay empty
 
