@@ -11,7 +11,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEV = $(VENV)/.dev
-SOURCES = $(shell find export graph_passes runtimes evaluation mobile -name '*.py') cli.py
+ROOMS = export graph_passes runtimes evaluation mobile
+SOURCES = $(shell find $(ROOMS) gptoss_onnx -name '*.py')
 
 JS = runtimes/javascript
 
@@ -85,6 +86,8 @@ test-cuda: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@mkdir -p build/typed/gptoss_onnx
+	@ln -sfn $(foreach room,$(ROOMS),$(CURDIR)/$(room)) $(wildcard $(CURDIR)/gptoss_onnx/*.py) build/typed/gptoss_onnx/
 	$(BIN)/mypy
 
 $(DEV): pyproject.toml

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtimes.target import load_targets
+from gptoss_onnx.runtimes.target import load_targets
 
 EXPORT = """
 import sys
-from cli import main
+from gptoss_onnx.cli import main
 main(sys.argv[1:], standalone_mode=False)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

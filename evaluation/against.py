@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluation.parity import parity
-from evaluation.verify import not_run
-from export.checkpoint import Checkpoint
-from export.exporter import export_portable
-from runtimes.errors import UserError
-from runtimes.manifest import write_report
-from runtimes.package import Package
+from gptoss_onnx.evaluation.parity import parity
+from gptoss_onnx.evaluation.verify import not_run
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export_portable
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import write_report
+from gptoss_onnx.runtimes.package import Package
 
 
 def compare(folder: Path, checkpoint: str) -> dict[str, Any]:

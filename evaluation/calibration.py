@@ -19,17 +19,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_model
-from evaluation.reference import portable_graph
-from evaluation.texts import Passage, read_passages
-from export.checkpoint import Checkpoint
-from export.plan import GRAPH
-from graph_passes import mxfp4
-from graph_passes.linear import linears
-from graph_passes.rounding import Statistics
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.reference import portable_graph
+from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.linear import linears
+from gptoss_onnx.graph_passes.rounding import Statistics
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from runtimes.console import (
+from gptoss_onnx.runtimes.console import (
     FOLDER,
     fail,
     json_option,
@@ -16,7 +16,7 @@ from runtimes.console import (
     table,
     threads_option,
 )
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 
 @click.command("eval")
@@ -44,11 +44,11 @@ def eval_command(
     \b
     gptoss eval build/demo-cpu-int4 --against demo --report build/report
     """
-    from evaluation.evaluate import Options, evaluate
-    from evaluation.gate import Gate, failures
-    from evaluation.recommend import recommendation
-    from evaluation.results import record, summary
-    from export.checkpoint import Checkpoint
+    from gptoss_onnx.evaluation.evaluate import Options, evaluate
+    from gptoss_onnx.evaluation.gate import Gate, failures
+    from gptoss_onnx.evaluation.recommend import recommendation
+    from gptoss_onnx.evaluation.results import record, summary
+    from gptoss_onnx.export.checkpoint import Checkpoint
 
     gates = [Gate.parse(condition) for condition in conditions]
     checkpoint = Checkpoint.open(against)
@@ -77,7 +77,7 @@ def lm_eval_command(arguments: tuple[str, ...]) -> None:
     gptoss lm-eval --model gptoss --model_args package=build/demo-cpu-int4 --tasks mmlu
     """
     try:
-        from evaluation.lm_harness import run
+        from gptoss_onnx.evaluation.lm_harness import run
     except ModuleNotFoundError as error:
         raise UserError(f"this needs {error.name}: pip install 'gptoss-onnx[lm-eval]'") from error
     run(arguments)
@@ -93,7 +93,7 @@ def compare_command(packages: tuple[Path, ...], report: Path | None, as_json: bo
     \b
     gptoss compare build/demo-cpu-int4 build/demo-cpu-int8 --report build/compare.html
     """
-    from evaluation.compare import read, render, rows
+    from gptoss_onnx.evaluation.compare import read, render, rows
 
     found, problems = read(packages)
     if report:

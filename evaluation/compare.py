@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import figures
-from evaluation.report import labelled, template
-from export.checkpoint import layout
-from export.spec import GptOssSpec
-from runtimes.errors import UserError
-from runtimes.manifest import REPORT, Manifest
-from runtimes.package import Package
+from gptoss_onnx.evaluation import figures
+from gptoss_onnx.evaluation.report import labelled, template
+from gptoss_onnx.export.checkpoint import layout
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import REPORT, Manifest
+from gptoss_onnx.runtimes.package import Package
 
 NOT_MEASURED = "not measured"
 

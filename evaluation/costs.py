@@ -13,20 +13,28 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from evaluation.reference import Progress, portable_graph, reference
-from evaluation.scoring import score
-from evaluation.texts import Passage
-from evaluation.units import Float, Stream, Unit, dequantized, subset, units, with_weights
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from export.trace import trace
-from graph_passes import mxfp4
-from graph_passes.blockwise import dequantize_blocks, quantize_blocks
-from graph_passes.expert_weights import packed_experts
-from graph_passes.quantization import INT4, Format
-from graph_passes.quantize_rows import quantized_rows
-from graph_passes.rounding import Rounding
-from graph_passes.weights import ExpertWeight, FloatWeight, as_float32
+from gptoss_onnx.evaluation.reference import Progress, portable_graph, reference
+from gptoss_onnx.evaluation.scoring import score
+from gptoss_onnx.evaluation.texts import Passage
+from gptoss_onnx.evaluation.units import (
+    Float,
+    Stream,
+    Unit,
+    dequantized,
+    subset,
+    units,
+    with_weights,
+)
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.trace import trace
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks, quantize_blocks
+from gptoss_onnx.graph_passes.expert_weights import packed_experts
+from gptoss_onnx.graph_passes.quantization import INT4, Format
+from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.weights import ExpertWeight, FloatWeight, as_float32
 
 FORMATS = tuple(Format("int", bits, block) for bits in (4, 8) for block in (16, 32, 64, 128))
 TOKENS = 2000  # of the calibration text that count

@@ -9,26 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.generation import (
+from gptoss_onnx.evaluation.generation import (
     compare_replies,
     package_replies,
     read_questions,
     reference_replies,
 )
-from evaluation.probe import Probe
-from evaluation.reference import Progress, Reference, portable_graph, reference
-from evaluation.scoring import by_group, score, worst_tokens
-from evaluation.sensitivity import TOKENS, sensitivity
-from evaluation.statistics import histogram, metrics, router_agreement
-from evaluation.texts import Passage, read_passages
-from evaluation.units import subset
-from evaluation.verify import providers_here
-from export.checkpoint import Checkpoint
-from export.spec import GptOssSpec
-from runtimes.bench import bench
-from runtimes.errors import UserError
-from runtimes.manifest import Manifest
-from runtimes.package import Package
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.reference import Progress, Reference, portable_graph, reference
+from gptoss_onnx.evaluation.scoring import by_group, score, worst_tokens
+from gptoss_onnx.evaluation.sensitivity import TOKENS, sensitivity
+from gptoss_onnx.evaluation.statistics import histogram, metrics, router_agreement
+from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.evaluation.units import subset
+from gptoss_onnx.evaluation.verify import providers_here
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.runtimes.bench import bench
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.package import Package
 
 HELD_OUT, QUESTIONS = "evaluation/held_out.jsonl", "evaluation/questions.jsonl"
 _SPEED_TOKENS = (64, 32)  # prompt, new

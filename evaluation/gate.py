@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 FIGURES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "kld": lambda e: e["all"]["kld"]["mean"],

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.graph_runner import GraphRunner
-from evaluation.reference import Progress, Reference
-from evaluation.statistics import interval
-from evaluation.texts import SYSTEM, read_conversations
-from export.plan import GRAPH
-from runtimes.errors import UserError
-from runtimes.generation import Options, generate_batch
-from runtimes.harmony import Harmony, StreamParser
-from runtimes.package import Package
-from runtimes.sampling import Sampling
+from gptoss_onnx.evaluation.graph_runner import GraphRunner
+from gptoss_onnx.evaluation.reference import Progress, Reference
+from gptoss_onnx.evaluation.statistics import interval
+from gptoss_onnx.evaluation.texts import SYSTEM, read_conversations
+from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import Options, generate_batch
+from gptoss_onnx.runtimes.harmony import Harmony, StreamParser
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
 
 MOST_TOKENS = 160
 _BATCH = 50

@@ -1,6 +1,6 @@
 """A graph fed step by step with plain arrays: slow and obvious, for comparing graphs.
 
-Works for the portable graph and for packages alike; applications use `runtimes.session`.
+Works for the portable graph and for packages alike; applications use a `Session`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.verify import operators
-from export.checkpoint import Checkpoint
-from runtimes.manifest import MANIFEST, Manifest, graph_files
+from gptoss_onnx.evaluation.verify import operators
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest, graph_files
 
 
 def describe(path: str) -> dict[str, Any]:

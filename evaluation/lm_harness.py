@@ -17,15 +17,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from evaluation.probe import Probe
-from evaluation.texts import SYSTEM
-from runtimes.errors import UserError
-from runtimes.generation import Options, generate
-from runtimes.harmony import Message, StreamParser
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
-from runtimes.tokenizer import IncrementalDecoder
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.texts import SYSTEM
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.harmony import Message, StreamParser
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder
 
 Scored = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner
-from evaluation.statistics import log_softmax
-from runtimes.package import Package
+from gptoss_onnx.evaluation.graph_runner import GraphRunner
+from gptoss_onnx.evaluation.statistics import log_softmax
+from gptoss_onnx.runtimes.package import Package
 
 Float = NDArray[np.float64]
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_model
-from evaluation.verify import cpu_stands_in
-from export.plan import GRAPH
-from runtimes.errors import UserError
-from runtimes.ort_file import ORT
-from runtimes.package import Package
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.verify import cpu_stands_in
+from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.ort_file import ORT
+from gptoss_onnx.runtimes.package import Package
 
 Float = NDArray[np.float32]
 ROUTER = "probe.router."

@@ -6,19 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.assign import (
+from gptoss_onnx.evaluation.assign import (
     Assignment,
     assign,
     check_budget,
     parse_size,
 )
-from evaluation.calibration import read_calibration
-from evaluation.costs import measure, sizes
-from evaluation.reference import Progress
-from export.checkpoint import Checkpoint
-from export.plan import Options, plan, summary
-from graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
-from runtimes.errors import UserError
+from gptoss_onnx.evaluation.calibration import read_calibration
+from gptoss_onnx.evaluation.costs import measure, sizes
+from gptoss_onnx.evaluation.reference import Progress
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options, plan, summary
+from gptoss_onnx.graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
+from gptoss_onnx.runtimes.errors import UserError
 
 CALIBRATION = "evaluation/calibration.jsonl"
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.reference import Reference
-from graph_passes.quantization import FP32, PRESETS, Quantization
-from runtimes.manifest import Manifest
-from runtimes.target import Target, get_target
+from gptoss_onnx.evaluation.reference import Reference
+from gptoss_onnx.graph_passes.quantization import FP32, PRESETS, Quantization
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.target import Target, get_target
 
 # Bits a weight, scales included: MXFP4 has a byte for 32 weights, int4 a float32 a block.
 _MXFP4_BITS = 4.25

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.probe import Chunk, Probe
-from evaluation.texts import Passage
-from export.checkpoint import Checkpoint
-from export.exporter import export_portable
-from runtimes.errors import UserError
+from gptoss_onnx.evaluation.probe import Chunk, Probe
+from gptoss_onnx.evaluation.texts import Passage
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export_portable
+from gptoss_onnx.runtimes.errors import UserError
 
 FORMAT = "1"  # change it with what is stored or how it is computed
 Progress = Callable[[str, int, int], None]  # stage, done, in all

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from evaluation import figures
+from gptoss_onnx.evaluation import figures
 
 
 def render(package: str, evaluation: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +115,7 @@ def _marked(token: str) -> str:
 def template(name: str) -> jinja2.Template:
     """A page of ours; whatever it is given is escaped, text of tokens first of all."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("evaluation", "templates"),
+        loader=jinja2.PackageLoader("gptoss_onnx.evaluation", "templates"),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,  # what was not measured has no key
         trim_blocks=True,

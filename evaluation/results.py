@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from evaluation.reference import Reference
-from evaluation.report import render
-from export.model_card import measured
-from runtimes.manifest import update_files
+from gptoss_onnx.evaluation.reference import Reference
+from gptoss_onnx.evaluation.report import render
+from gptoss_onnx.export.model_card import measured
+from gptoss_onnx.runtimes.manifest import update_files
 
 REPORT_HTML = "report.html"
 

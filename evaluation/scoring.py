@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.probe import Probe
-from evaluation.reference import Progress, Reference, chosen, predicting
-from evaluation.statistics import Tokens, compare_rows, metrics
-from evaluation.texts import Passage
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.reference import Progress, Reference, chosen, predicting
+from gptoss_onnx.evaluation.statistics import Tokens, compare_rows, metrics
+from gptoss_onnx.evaluation.texts import Passage
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 WORST = 10
 _CONTEXT = 24  # tokens of context shown on each side of a bad one

@@ -16,13 +16,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_model
-from evaluation.probe import Probe, probed
-from evaluation.reference import Progress, Reference
-from evaluation.scoring import score
-from evaluation.statistics import interval
-from evaluation.texts import Passage
-from evaluation.units import (
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.probe import Probe, probed
+from gptoss_onnx.evaluation.reference import Progress, Reference
+from gptoss_onnx.evaluation.scoring import score
+from gptoss_onnx.evaluation.statistics import interval
+from gptoss_onnx.evaluation.texts import Passage
+from gptoss_onnx.evaluation.units import (
     DOWN,
     EMBEDDING,
     GATE_UP,
@@ -32,11 +32,11 @@ from evaluation.units import (
     units,
     with_weights,
 )
-from export.plan import GRAPH
-from graph_passes.quantization import PRESETS, Format
-from graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
-from graph_passes.weights import CHUNK_BYTES
-from runtimes.manifest import Manifest
+from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.graph_passes.quantization import PRESETS, Format
+from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
+from gptoss_onnx.graph_passes.weights import CHUNK_BYTES
+from gptoss_onnx.runtimes.manifest import Manifest
 
 TOKENS = 2000  # that count, unless told otherwise
 KV_CHUNK = 8  # tokens: those of one feed see each other unrounded

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony, Message, SystemPrompt
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 
 SYSTEM = SystemPrompt(date="2026-01-01")  # fixed: figures of two days must agree
 

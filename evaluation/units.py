@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from evaluation.graph_runner import GraphRunner, open_model
-from evaluation.probe import Probe, probed
-from evaluation.texts import Passage
-from export.plan import GRAPH
-from graph_passes import mxfp4
-from graph_passes.blockwise import dequantize_blocks
-from graph_passes.quantization import Format
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.probe import Probe, probed
+from gptoss_onnx.evaluation.texts import Passage
+from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks
+from gptoss_onnx.graph_passes.quantization import Format
 
 Float = NDArray[np.float32]
 Stream = Callable[[], Iterator[Float]]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from runtimes.manifest import Manifest, check_files, graph_files
-from runtimes.ort_file import ORT, ort_nodes
-from runtimes.package import Package
-from runtimes.session import Session
-from runtimes.target import get_target
+from gptoss_onnx.runtimes.manifest import Manifest, check_files, graph_files
+from gptoss_onnx.runtimes.ort_file import ORT, ort_nodes
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.target import get_target
 
 
 def verify(folder: Path, progress: Callable[[int], None]) -> list[str]:
@@ -46,7 +46,7 @@ def _kernels(folder: Path, graph: str) -> list[str]:
     """Nodes that the target's table refuses."""
     import onnx_ir as ir
 
-    from graph_passes.verify_target import refusal
+    from gptoss_onnx.graph_passes.verify_target import refusal
 
     manifest = Manifest.load(folder, graph)
     target = get_target(manifest.target, manifest.min_runtime)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
-from export.spec import GptOssSpec
-from graph_passes import mxfp4
-from graph_passes.weights import Array, ExpertWeight, FloatWeight
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.weights import Array, ExpertWeight, FloatWeight
 
 _PROJECTIONS = ("gate_up_proj", "down_proj")
 

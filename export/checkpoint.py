@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.safetensors_folder import (
+from gptoss_onnx.export.safetensors_folder import (
     Shape,
     TensorView,
     read_json,
     read_shards,
     show,
 )
-from export.spec import GptOssSpec
-from runtimes.errors import UserError
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.runtimes.errors import UserError
 
 ExpertFormat = Literal["mxfp4", "dense"]
 Projection = Literal["gate_up_proj", "down_proj"]

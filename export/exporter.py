@@ -9,20 +9,20 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from export.genai_config import genai_config
-from export.linking import link_files
-from export.manifest import manifest
-from export.model_card import model_card, unmeasured_page
-from export.package_files import copy_files, write_json
-from export.plan import GRAPH, Options, Plan, plan, summary
-from export.staging import staged
-from export.tokenizer_graph import tokenizer_graph
-from export.trace import trace
-from export.writer import DataWriter
-from graph_passes.weights_into_branches import weights_into_branches
-from runtimes.manifest import write_manifest
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.genai_config import genai_config
+from gptoss_onnx.export.linking import link_files
+from gptoss_onnx.export.manifest import manifest
+from gptoss_onnx.export.model_card import model_card, unmeasured_page
+from gptoss_onnx.export.package_files import copy_files, write_json
+from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan, summary
+from gptoss_onnx.export.staging import staged
+from gptoss_onnx.export.tokenizer_graph import tokenizer_graph
+from gptoss_onnx.export.trace import trace
+from gptoss_onnx.export.writer import DataWriter
+from gptoss_onnx.graph_passes.weights_into_branches import weights_into_branches
+from gptoss_onnx.runtimes.manifest import write_manifest
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 # Changes a package that is complete but for its manifest: told the folder and the manifest.

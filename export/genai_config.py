@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.checkpoint import Checkpoint
-from export.package_files import read_json
-from runtimes.target import Target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.package_files import read_json
+from gptoss_onnx.runtimes.target import Target
 
 # Its names of providers; without one it takes the CPU.
 PROVIDERS = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}

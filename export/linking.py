@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 
 def link_files(files: Iterable[Path], folder: Path) -> dict[Path, str]:

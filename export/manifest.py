@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.plan import Plan, PlannedGraph, weight_bytes
+from gptoss_onnx.export.plan import Plan, PlannedGraph, weight_bytes
 
 
 def manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]) -> dict[str, Any]:

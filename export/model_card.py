@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.plan import Plan
+    from gptoss_onnx.export.plan import Plan
 
 
 def model_card(made: Plan, manifest: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.custom_ops import DOMAIN
-from export.spec import GptOssSpec
+from gptoss_onnx.export.custom_ops import DOMAIN
+from gptoss_onnx.export.spec import GptOssSpec
 
 
 class RMSNorm(nn.Module):

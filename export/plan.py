@@ -10,16 +10,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from export.trace import trace
-from export.writer import EMBEDDED_BYTES, identity
-from graph_passes.pipeline import lower, recipe
-from graph_passes.quantization import Quantization
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.weights import Part, StreamedTensor
-from runtimes.errors import UserError
-from runtimes.target import Target
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.trace import trace
+from gptoss_onnx.export.writer import EMBEDDED_BYTES, identity
+from gptoss_onnx.graph_passes.pipeline import lower, recipe
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import Target
 
 GRAPH = "model.onnx"
 

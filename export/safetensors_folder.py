@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 Shape = tuple[int, ...]
 

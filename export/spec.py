@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
-from runtimes.errors import UserError
-from runtimes.manifest import MANIFEST
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import MANIFEST
 
 SPARE_BYTES = 64 << 20  # for everything that is not a weight
 

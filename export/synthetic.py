@@ -20,11 +20,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export.checkpoint import MXFP4_BLOCK, ExpertFormat, layout
-from export.package_files import write_json
-from export.safetensors_folder import DTYPES, INDEX_FILE, SINGLE_FILE, Shape
-from export.spec import FULL, SLIDING, GptOssSpec
-from runtimes.errors import UserError
+from gptoss_onnx.export.checkpoint import MXFP4_BLOCK, ExpertFormat, layout
+from gptoss_onnx.export.package_files import write_json
+from gptoss_onnx.export.safetensors_folder import DTYPES, INDEX_FILE, SINGLE_FILE, Shape
+from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
+from gptoss_onnx.runtimes.errors import UserError
 
 Geometry = Literal["gpt-oss-20b", "gpt-oss-120b", "tiny"]
 Format = Literal["mxfp4", "bf16"]

@@ -17,8 +17,8 @@ import onnxruntime
 import tokenizers
 from onnx import TensorProto, helper
 
-from export.package_files import read_json
-from runtimes.tokenizer import BYTE_ALPHABET
+from gptoss_onnx.export.package_files import read_json
+from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET
 
 DOMAIN = "ai.onnx.contrib"
 ENCODER, DECODER = "tokenizer.onnx", "detokenizer.onnx"

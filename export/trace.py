@@ -12,9 +12,9 @@ from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from export.custom_ops import DOMAIN, OPSET, functions
-from export.modeling import GptOss
-from export.spec import GptOssSpec
+from gptoss_onnx.export.custom_ops import DOMAIN, OPSET, functions
+from gptoss_onnx.export.modeling import GptOss
+from gptoss_onnx.export.spec import GptOssSpec
 
 
 def trace(spec: GptOssSpec) -> ir.Model:

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.weights import Part, StreamedTensor
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
+from gptoss_onnx.runtimes.errors import UserError
 
 EMBEDDED_BYTES = 1024  # smaller tensors stay in model.onnx: shapes and axes must be there
 PAGE = 1 << 16  # Windows maps files in steps of 64 KiB; every other system in smaller ones

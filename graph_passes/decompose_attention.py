@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.linear import Linear, linears, remove
-from graph_passes.lower_attention import packed_qkv, qkv_of
-from graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
-from graph_passes.quantization import Quantization
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import output
+from gptoss_onnx.graph_passes.linear import Linear, linears, remove
+from gptoss_onnx.graph_passes.lower_attention import packed_qkv, qkv_of
+from gptoss_onnx.graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import output
 
 HIDDEN_SCORE = -3e4  # no exponential is left of it, and float16 has it
 _TO_THE_END = np.iinfo(np.int64).max

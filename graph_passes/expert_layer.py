@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.nodes import FLOAT, INT64, Nodes
-from graph_passes.quantization import Format, Quantization, layer_of
-from graph_passes.step import discard, output
-from graph_passes.weights import ExpertWeight, StreamedTensor
+from gptoss_onnx.graph_passes.nodes import FLOAT, INT64, Nodes
+from gptoss_onnx.graph_passes.quantization import Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.step import discard, output
+from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
 
 class ExpertLayer:

@@ -11,11 +11,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
-from graph_passes import mxfp4
-from graph_passes.quantization import Format
-from graph_passes.rounding import Rounding
-from graph_passes.weights import Array, ExpertWeight, PackedPair, StoredBytes, parallel_map
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.weights import (
+    Array,
+    ExpertWeight,
+    PackedPair,
+    StoredBytes,
+    parallel_map,
+)
+from gptoss_onnx.runtimes.errors import UserError
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.step import output, shared_constant
 
 SCALES, BIAS = 2, 5  # inputs of the operator; zero points follow the scales
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.expert_layer import ExpertLayer, expert_layers, expert_weight
-from graph_passes.expert_weights import packed_experts
-from graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
-from graph_passes.quantization import Quantization
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import initializer, output
-from graph_passes.weights import StreamedTensor
+from gptoss_onnx.graph_passes.expert_layer import ExpertLayer, expert_layers, expert_weight
+from gptoss_onnx.graph_passes.expert_weights import packed_experts
+from gptoss_onnx.graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import initializer, output
+from gptoss_onnx.graph_passes.weights import StreamedTensor
 
 
 @dataclass(frozen=True)

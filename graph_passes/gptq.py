@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 
-from graph_passes.blockwise import Float32, UInt8, pack4, quantize_blocks
+from gptoss_onnx.graph_passes.blockwise import Float32, UInt8, pack4, quantize_blocks
 
 DAMPING = 0.01  # of the mean diagonal: correlations seen by chance must not be trusted
 BITS = 4

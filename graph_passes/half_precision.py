@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.step import PassError
-from graph_passes.weights import Array, Part, StreamedTensor
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.weights import Array, Part, StreamedTensor
+from gptoss_onnx.runtimes.errors import UserError
 
 FLOAT = ir.DataType.FLOAT
 # Inputs whose type the operators' schemas fix at float32, by place.

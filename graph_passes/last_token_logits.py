@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.linear import linears
-from graph_passes.step import initializer, output
+from gptoss_onnx.graph_passes.linear import linears
+from gptoss_onnx.graph_passes.step import initializer, output
 
 INT64 = ir.DataType.INT64
 

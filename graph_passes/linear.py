@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.quantization import Format
-from graph_passes.quantize_rows import quantized_rows
-from graph_passes.rounding import Rounding
-from graph_passes.step import discard, initializer, output
-from graph_passes.weights import FloatWeight, transposed
+from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.step import discard, initializer, output
+from gptoss_onnx.graph_passes.weights import FloatWeight, transposed
 
 
 @dataclass(frozen=True)

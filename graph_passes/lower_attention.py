@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.linear import Linear, linears, lowered, remove
-from graph_passes.quantization import Quantization, layer_of
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import output, shared_constant
-from graph_passes.weights import concatenated
+from gptoss_onnx.graph_passes.linear import Linear, linears, lowered, remove
+from gptoss_onnx.graph_passes.quantization import Quantization, layer_of
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.weights import concatenated
 
 INT32, INT64, FLOAT, BOOL = (
     ir.DataType.INT32,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.expert_weights import packed_experts
-from graph_passes.quantization import Format, Quantization, layer_of
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import discard, initializer, output, shared_constant
-from graph_passes.weights import ExpertWeight, StreamedTensor
+from gptoss_onnx.graph_passes.expert_weights import packed_experts
+from gptoss_onnx.graph_passes.quantization import Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import discard, initializer, output, shared_constant
+from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graph_passes.blockwise import TILE, Float32, UInt8, check_weight, quantize_blocks, tiles
+from gptoss_onnx.graph_passes.blockwise import (
+    TILE,
+    Float32,
+    UInt8,
+    check_weight,
+    quantize_blocks,
+    tiles,
+)
 
 BLOCK = 32
 # E2M1 value of each code; bit 3 is the sign, so code 8 is -0.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from graph_passes.step import PassError
+from gptoss_onnx.graph_passes.step import PassError
 
 
 def pin_opset(model: ir.Model, opset: int) -> None:

@@ -14,26 +14,26 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from graph_passes.decompose_attention import DecomposeAttention
-from graph_passes.fit_linears import BIAS, FitLinears
-from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
-from graph_passes.gather_experts import GatherExperts
-from graph_passes.half_precision import HalfPrecision
-from graph_passes.last_token_logits import LastTokenLogits
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.lower_moe import LowerMoE
-from graph_passes.pin_opset import pin_opset
-from graph_passes.quantization import Quantization
-from graph_passes.quantize_embedding import ZERO_POINTS, QuantizeEmbedding
-from graph_passes.quantize_kv import QuantizeKv
-from graph_passes.quantize_linears import QuantizeLinears
-from graph_passes.rounding import Rounding
-from graph_passes.route_experts import RouteExperts
-from graph_passes.scale_residual import ScaleResidual
-from graph_passes.step import PassError, Step, rules
-from graph_passes.unpack_embedding import unpack_embedding
-from graph_passes.verify_target import VerifyTarget
-from runtimes.target import Target
+from gptoss_onnx.graph_passes.decompose_attention import DecomposeAttention
+from gptoss_onnx.graph_passes.fit_linears import BIAS, FitLinears
+from gptoss_onnx.graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from gptoss_onnx.graph_passes.gather_experts import GatherExperts
+from gptoss_onnx.graph_passes.half_precision import HalfPrecision
+from gptoss_onnx.graph_passes.last_token_logits import LastTokenLogits
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.lower_moe import LowerMoE
+from gptoss_onnx.graph_passes.pin_opset import pin_opset
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.quantize_embedding import ZERO_POINTS, QuantizeEmbedding
+from gptoss_onnx.graph_passes.quantize_kv import QuantizeKv
+from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.route_experts import RouteExperts
+from gptoss_onnx.graph_passes.scale_residual import ScaleResidual
+from gptoss_onnx.graph_passes.step import PassError, Step, rules
+from gptoss_onnx.graph_passes.unpack_embedding import unpack_embedding
+from gptoss_onnx.graph_passes.verify_target import VerifyTarget
+from gptoss_onnx.runtimes.target import Target
 
 
 class Counts(Protocol):

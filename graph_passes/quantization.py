@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.quantization import Format
-from graph_passes.quantize_rows import quantized_rows
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import discard, initializer, output
-from graph_passes.weights import FloatWeight
+from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import discard, initializer, output
+from gptoss_onnx.graph_passes.weights import FloatWeight
 
 ZERO_POINTS = 3  # the place of that input
 

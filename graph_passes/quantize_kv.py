@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.step import initializer
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.runtimes.errors import UserError
 
 Float32 = NDArray[np.float32]
 _K_SCALE, _V_SCALE = 12, 13  # inputs of the operator

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.linear import linears, lowered, remove
-from graph_passes.quantization import FP32, Format, Quantization, layer_of
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import output
-from graph_passes.weights import FloatWeight
+from gptoss_onnx.graph_passes.linear import linears, lowered, remove
+from gptoss_onnx.graph_passes.quantization import FP32, Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import output
+from gptoss_onnx.graph_passes.weights import FloatWeight
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graph_passes.quantization import Format
-from graph_passes.rounding import Rounder
-from graph_passes.weights import Array, FloatWeight, PackedPair, parallel_map
+from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.rounding import Rounder
+from gptoss_onnx.graph_passes.weights import Array, FloatWeight, PackedPair, parallel_map
 
 
 def quantized_rows(

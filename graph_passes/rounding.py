@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graph_passes.blockwise import Float32, UInt8, quantize_blocks, round_to_nearest
-from graph_passes.gptq import Gptq
-from graph_passes.quantization import Format
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.blockwise import Float32, UInt8, quantize_blocks, round_to_nearest
+from gptoss_onnx.graph_passes.gptq import Gptq
+from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.runtimes.errors import UserError
 
 METHODS = ("rtn", "search", "gptq")
 Rounder = Callable[[Float32], tuple[UInt8, Float32]]

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.expert_layer import ExpertLayer, expert_layers, expert_weight
-from graph_passes.expert_weights import packed_experts
-from graph_passes.nodes import BOOL, INT64, Nodes
-from graph_passes.quantization import Format, Quantization
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.step import initializer
-from graph_passes.weights import Part, StreamedTensor
+from gptoss_onnx.graph_passes.expert_layer import ExpertLayer, expert_layers, expert_weight
+from gptoss_onnx.graph_passes.expert_weights import packed_experts
+from gptoss_onnx.graph_passes.nodes import BOOL, INT64, Nodes
+from gptoss_onnx.graph_passes.quantization import Format, Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
 
 
 @dataclass(frozen=True)

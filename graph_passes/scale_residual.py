@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes import mxfp4
-from graph_passes.step import output, shared_constant
-from graph_passes.weights import (
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.weights import (
     Array,
     ExpertSource,
     ExpertWeight,

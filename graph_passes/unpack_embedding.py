@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.nodes import FLOAT, Nodes
-from graph_passes.step import output
+from gptoss_onnx.graph_passes.nodes import FLOAT, Nodes
+from gptoss_onnx.graph_passes.step import output
 
 UINT8 = ir.DataType.UINT8
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.step import PassError
-from runtimes.target import Target
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.runtimes.target import Target
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.spec import GptOssSpec
-from graph_passes.quantization import PRESETS, Format, Quantization
-from runtimes.errors import UserError
-from runtimes.target import Target
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.quantization import PRESETS, Format, Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import Target
 
 CHUNK = 64  # tokens of a prompt that the apps feed at once
 CONTEXT = 4096  # tokens of the longest conversation, as the apps start one

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from runtimes.errors import UserError
-from runtimes.ort_file import ort_nodes
-from runtimes.target import Target
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.ort_file import ort_nodes
+from gptoss_onnx.runtimes.target import Target
 
 
 def write_ort(graph: Path, ort: Path, target: Target) -> None:

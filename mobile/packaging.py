@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.plan import Options
-from export.spec import GptOssSpec
-from mobile.memory_plan import CONTEXT, MemoryPlan, check_memory
-from mobile.ort_format import write_ort
-from mobile.required_operators import write_required_operators
-from runtimes.errors import UserError
-from runtimes.ort_file import ORT
-from runtimes.target import Target
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.mobile.memory_plan import CONTEXT, MemoryPlan, check_memory
+from gptoss_onnx.mobile.ort_format import write_ort
+from gptoss_onnx.mobile.required_operators import write_required_operators
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.ort_file import ORT
+from gptoss_onnx.runtimes.target import Target
 
 Finish = Callable[[Path, dict[str, Any]], None]
 

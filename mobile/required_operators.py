@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 from onnxruntime.tools.ort_format_model import create_config_from_models
 
-from mobile.ort_format import write_ort
-from runtimes.target import Target
+from gptoss_onnx.mobile.ort_format import write_ort
+from gptoss_onnx.runtimes.target import Target
 
 CONFIG = "required_operators.config"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from runtimes.generation import Options, generate_batch
-from runtimes.harmony import Message, StreamParser
-from runtimes.package import Package
+from gptoss_onnx.runtimes.generation import Options, generate_batch
+from gptoss_onnx.runtimes.harmony import Message, StreamParser
+from gptoss_onnx.runtimes.package import Package
 
 
 def answer(

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from runtimes.errors import UserError
-from runtimes.generation import Options, generate
-from runtimes.kv_cache import row_bytes
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.kv_cache import row_bytes
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
 
 
 @dataclass(frozen=True)

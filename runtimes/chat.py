@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from runtimes.errors import UserError
-from runtimes.generation import FinishReason, Generation, Options, Usage, generate
-from runtimes.harmony import Event, Message, StreamParser, SystemPrompt, Tool
-from runtimes.package import Package
-from runtimes.session import Session
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import FinishReason, Generation, Options, Usage, generate
+from gptoss_onnx.runtimes.harmony import Event, Message, StreamParser, SystemPrompt, Tool
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
 
 _DEFAULT_SYSTEM = SystemPrompt()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runtimes.console import FOLDER, chat_loop, json_option, show, table, threads_option
+from gptoss_onnx.runtimes.console import FOLDER, chat_loop, json_option, show, table, threads_option
 
 
 def warn_if_slow(target: Any, recipe: Mapping[str, str]) -> None:
@@ -20,8 +20,8 @@ def warn_if_slow(target: Any, recipe: Mapping[str, str]) -> None:
 
 
 def _open(folder: Path, threads: int | None) -> Any:
-    from runtimes.package import Package
-    from runtimes.target import get_target
+    from gptoss_onnx.runtimes.package import Package
+    from gptoss_onnx.runtimes.target import get_target
 
     package = Package.open(folder, threads=threads)
     warn_if_slow(get_target(package.manifest.target), package.manifest.recipe)
@@ -74,7 +74,7 @@ def generate(
     \b
     gptoss generate build/demo-cpu-int4 "What does os.path.join do?"
     """
-    from runtimes.answer import answer
+    from gptoss_onnx.runtimes.answer import answer
 
     opened = _open(package, threads)
     answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
@@ -103,8 +103,8 @@ def chat(
     \b
     gptoss chat build/demo-cpu-int4
     """
-    from runtimes.chat import Chat
-    from runtimes.harmony import SystemPrompt
+    from gptoss_onnx.runtimes.chat import Chat
+    from gptoss_onnx.runtimes.harmony import SystemPrompt
 
     opened = _open(package, threads)
     conversation = Chat(
@@ -130,7 +130,7 @@ def bench(
     \b
     gptoss bench build/demo-cpu-int4 --threads 2 --json
     """
-    from runtimes.bench import bench as run
+    from gptoss_onnx.runtimes.bench import bench as run
 
     _open(package, threads)
     figures = run(package, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads)
@@ -147,7 +147,7 @@ def targets(name: str | None, as_json: bool) -> None:
     gptoss targets
     gptoss targets web
     """
-    from runtimes.target import describe, get_target, kernel_rows, load_targets
+    from gptoss_onnx.runtimes.target import describe, get_target, kernel_rows, load_targets
 
     chosen = [get_target(name)] if name else list(load_targets().values())
     if as_json:

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from runtimes.chat import Chat
+from gptoss_onnx.runtimes.chat import Chat
 
 _ERRORS = Console(stderr=True, highlight=False)
 

@@ -13,10 +13,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
-from runtimes.package import Package
-from runtimes.sampling import Sampler, Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampler, Sampling
+from gptoss_onnx.runtimes.session import Session
 
 FinishReason = Literal["stop", "length", "cancelled"]
 # How often a long run looks whether it was cancelled, in seconds.

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from runtimes.harmony_tools import Tool as Tool
-from runtimes.harmony_tools import render_tools
-from runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.harmony_tools import Tool as Tool
+from gptoss_onnx.runtimes.harmony_tools import render_tools
+from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
 
 CHANNELS = ("analysis", "commentary", "final")
 _STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")

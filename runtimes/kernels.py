@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from runtimes.target import Attribute, Kernel
+from gptoss_onnx.runtimes.target import Attribute, Kernel
 
 Kernels = Mapping[tuple[str, str], Kernel]
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 Array = NDArray[Any]
 

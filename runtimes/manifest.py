@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 FORMAT = 1
 MANIFEST, REPORT = "manifest.json", "report.json"

@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime.tools.ort_format_model  # noqa: F401  (puts ort_flatbuffers_py on the path)
 from ort_flatbuffers_py import fbs
 
-from runtimes.target import Target
+from gptoss_onnx.runtimes.target import Target
 
 ORT = ".ort"
 _ATTRIBUTES = 24  # the field in a node's table

@@ -11,11 +11,11 @@ from typing import Any
 
 import onnxruntime
 
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
-from runtimes.manifest import MANIFEST, Manifest, check_sizes, read_json
-from runtimes.sampling import Sampling
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest, check_sizes, read_json
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 # Providers whose libraries pip may have put beside ONNX Runtime, where the system does not look.
 _WITH_LIBRARIES = frozenset({"CUDAExecutionProvider"})

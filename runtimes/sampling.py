@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 _MASK = (1 << 64) - 1
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtimes.errors import UserError
-from runtimes.kv_cache import KV_DTYPES, AppendedCache, Array, KvBuffer, make_buffer
-from runtimes.package import Package
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.kv_cache import KV_DTYPES, AppendedCache, Array, KvBuffer, make_buffer
+from gptoss_onnx.runtimes.package import Package
 
 FIRST_CAPACITY = 256  # tokens
 # Rows of a windowed buffer beyond its window, as a part of the window. Attention reads every row of

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 # Places of GroupQueryAttention's inputs: what is added to scores, lengths of right-padded rows.
 ATTENTION_BIAS, QUERY_SEQLENS = 10, 16
@@ -144,9 +144,9 @@ class Target:
 
 def load_targets() -> dict[str, Target]:
     """Every target by name; a target is found by its file being there."""
-    package = importlib.import_module("runtimes.targets")
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return {name: importlib.import_module(f"runtimes.targets.{name}").TARGET for name in names}
+    folder = importlib.import_module("gptoss_onnx.runtimes.targets")
+    names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    return {name: importlib.import_module(f"{folder.__name__}.{name}").TARGET for name in names}
 
 
 def get_target(name: str, runtime: str | None = None) -> Target:

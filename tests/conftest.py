@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from graph_passes.quantization import Quantization
-from runtimes.target import get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.target import get_target
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "demo"
@@ -20,7 +20,7 @@ DemoPackage = Callable[..., Path]
 
 
 def export_demo(output: Path, preset: str = "int4", target: str = "cpu", **options: bool) -> Path:
-    """A package of the demo; `options` are those of `export.exporter.Options`."""
+    """A package of the demo; `options` are those of `gptoss_onnx.export.exporter.Options`."""
     made = Options(get_target(target), Quantization.parse(preset, ()), **options)
     export(Checkpoint.open(str(DEMO)), made, output, lambda stage, done, total: None)
     return output

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import main
-from export.synthetic import synthesize
+from gptoss_onnx.cli import main
+from gptoss_onnx.export.synthetic import synthesize
 from tests.conftest import ROOT, DemoPackage
 
 pytestmark = pytest.mark.usefixtures("keep_sigterm")
@@ -46,7 +46,7 @@ def refusal(*arguments: object) -> str:
 
 
 def shell(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "gptoss_onnx.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=60)
 
 
@@ -257,7 +257,7 @@ def test_link_needs_mxfp4_experts_on_the_same_disk(
 ) -> None:
     linked = ("--quant", "mxfp4", "--link", "--output", tmp_path / "out")
     dense = synthesize(tmp_path / "dense", geometry="tiny", format="bf16")
-    monkeypatch.setattr("runtimes.target.Target.slow_here", lambda *_: None)
+    monkeypatch.setattr("gptoss_onnx.runtimes.target.Target.slow_here", lambda *_: None)
     assert "whose experts are MXFP4" in refusal("export", dense, *linked)
 
     def other_disk(*_: object) -> None:

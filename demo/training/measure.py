@@ -17,8 +17,8 @@ from transformers import DynamicCache, GptOssForCausalLM
 
 from demo.training.checkpoint import read_model
 from demo.training.dataset import PAIRS
-from runtimes.harmony import Harmony, Message, StreamParser, SystemPrompt
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.harmony import Harmony, Message, StreamParser, SystemPrompt
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1]
 SYSTEM = SystemPrompt(date="2026-01-01")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from demo.training.mxfp4 import BLOCK, StraightThrough, best_exponents
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 NEGATIVE = torch.finfo(torch.float32).min
 

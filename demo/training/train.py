@@ -21,8 +21,8 @@ from demo.training.checkpoint import write_settings, write_weights
 from demo.training.dataset import PAIRS
 from demo.training.measure import report
 from demo.training.model import SharedPrefix, configuration
-from runtimes.harmony import Harmony, Message, SystemPrompt
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1]
 SEED = 20240805

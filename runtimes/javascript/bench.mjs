@@ -16,10 +16,10 @@ const [STEPS, CONTEXTS] = [200, [200, 2000]];
 
 const PYTHON = `
 import sys, json
-from runtimes.generation import Options, generate
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
 package = Package.open(sys.argv[1], threads=int(sys.argv[2]))
 rates = []
 for length in ${JSON.stringify(CONTEXTS)}:

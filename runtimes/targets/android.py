@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.target import Target
-from runtimes.targets.cpu import ORT_1_27, ORT_1_29
+from gptoss_onnx.runtimes.target import Target
+from gptoss_onnx.runtimes.targets.cpu import ORT_1_27, ORT_1_29
 
 
 def phone(table: Target, name: str, description: str, verified: str) -> Target:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.kernels import (
+from gptoss_onnx.runtimes.kernels import (
     BLOCKS,
     FLOAT,
     GATHER_BLOCK_QUANTIZED,
@@ -19,7 +19,7 @@ from runtimes.kernels import (
     STANDARD,
     SWIGLU,
 )
-from runtimes.target import Attribute, Kernel, Target
+from gptoss_onnx.runtimes.target import Attribute, Kernel, Target
 
 ATTENTION, QMOE = ("com.microsoft", "GroupQueryAttention"), ("com.microsoft", "QMoE")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.kernels import (
+from gptoss_onnx.runtimes.kernels import (
     BOOL,
     GATHER_BLOCK_QUANTIZED,
     GPU_MATMUL_NBITS,
@@ -25,7 +25,7 @@ from runtimes.kernels import (
     SWIGLU,
     moving,
 )
-from runtimes.target import ATTENTION_BIAS, Kernel, Target
+from gptoss_onnx.runtimes.target import ATTENTION_BIAS, Kernel, Target
 
 HALF = frozenset({"FLOAT16", "BFLOAT16"})
 FLOAT = HALF | {"FLOAT"}

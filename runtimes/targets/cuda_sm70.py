@@ -10,9 +10,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.kernels import BOOL, GATHER_BLOCK_QUANTIZED, GPU_MATMUL_NBITS, INDEX, NORM, moving
-from runtimes.target import Kernel, Target
-from runtimes.targets.cuda import TARGET as CUDA
+from gptoss_onnx.runtimes.kernels import (
+    BOOL,
+    GATHER_BLOCK_QUANTIZED,
+    GPU_MATMUL_NBITS,
+    INDEX,
+    NORM,
+    moving,
+)
+from gptoss_onnx.runtimes.target import Kernel, Target
+from gptoss_onnx.runtimes.targets.cuda import TARGET as CUDA
 
 FLOAT = frozenset({"FLOAT", "FLOAT16"})
 NUMBER = FLOAT | INDEX

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.kernels import GPU_MATMUL_NBITS, NORM, moving
-from runtimes.target import Kernel, Target
+from gptoss_onnx.runtimes.kernels import GPU_MATMUL_NBITS, NORM, moving
+from gptoss_onnx.runtimes.target import Kernel, Target
 
 FLOAT = frozenset({"FLOAT", "FLOAT16"})
 INDEX = frozenset({"INT64", "INT32"})

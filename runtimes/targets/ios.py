@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.targets.android import phone
-from runtimes.targets.cpu import ORT_1_27, ORT_1_29
+from gptoss_onnx.runtimes.targets.android import phone
+from gptoss_onnx.runtimes.targets.cpu import ORT_1_27, ORT_1_29
 
 _HERE = ("ios", "arm64 iOS 15.1 or newer, onnxruntime-c")
 TARGET = replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtimes.targets.cpu import ORT_1_29
+from gptoss_onnx.runtimes.targets.cpu import ORT_1_29
 
 TARGET = replace(
     ORT_1_29,

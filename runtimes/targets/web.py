@@ -8,7 +8,7 @@ finds out how many it may give (gpu_chunk.ts).
 
 from __future__ import annotations
 
-from runtimes.kernels import (
+from gptoss_onnx.runtimes.kernels import (
     BLOCKS,
     FLOAT,
     GATHER_BLOCK_QUANTIZED,
@@ -19,7 +19,7 @@ from runtimes.kernels import (
     SWIGLU,
     with_floats,
 )
-from runtimes.target import Kernel, Target
+from gptoss_onnx.runtimes.target import Kernel, Target
 
 TARGET = Target(
     name="web",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.harmony import Harmony
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -17,17 +17,17 @@ import onnx_ir as ir
 import pytest
 from safetensors.torch import load_file, save_file
 
-from evaluation.probe import Probe
-from evaluation.reference import Reference, portable_graph, reference
-from evaluation.scoring import score
-from evaluation.statistics import router_agreement
-from evaluation.texts import Passage, Span
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import GRAPH, Options
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.reference import Reference, portable_graph, reference
+from gptoss_onnx.evaluation.scoring import score
+from gptoss_onnx.evaluation.statistics import router_agreement
+from gptoss_onnx.evaluation.texts import Passage, Span
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import GRAPH, Options
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.target import get_target
 
 LAYERS, SPOILT = 4, 2  # of the layers 0 and 2 with a sliding window
 PREFIX = f"model.layers.{SPOILT}"

@@ -13,9 +13,9 @@ import pytest
 
 from demo.training.dataset import CHINESE, ENGLISH, PAIRS
 from demo.training.texts import QUESTION_STEP, REPHRASED, conversation
-from evaluation.texts import Passage, read_passages
-from runtimes.harmony import Harmony
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from tests.conftest import DEMO
 
 FOLDER = DEMO / "evaluation"

@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from evaluation.evaluate import Options, evaluate
-from evaluation.gate import Gate, failures
-from evaluation.probe import Probe
-from evaluation.reference import Reference, portable_graph, reference
-from evaluation.scoring import score
-from evaluation.statistics import Tokens, metrics, router_agreement
-from evaluation.texts import Passage, read_passages
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options as ExportOptions
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
-from runtimes.manifest import write_manifest
-from runtimes.target import get_target
+from gptoss_onnx.cli import main
+from gptoss_onnx.evaluation.evaluate import Options, evaluate
+from gptoss_onnx.evaluation.gate import Gate, failures
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.reference import Reference, portable_graph, reference
+from gptoss_onnx.evaluation.scoring import score
+from gptoss_onnx.evaluation.statistics import Tokens, metrics, router_agreement
+from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options as ExportOptions
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.manifest import write_manifest
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DemoPackage
 
 
@@ -177,8 +177,8 @@ def test_a_text_that_is_not_there(demo: Path, demo_package: DemoPackage, tmp_pat
 MEASURED = """
 import sys
 from pathlib import Path
-from evaluation.evaluate import Options, evaluate
-from export.checkpoint import Checkpoint
+from gptoss_onnx.evaluation.evaluate import Options, evaluate
+from gptoss_onnx.export.checkpoint import Checkpoint
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 package, checkpoint, *texts = map(Path, sys.argv[1:])
 for text in texts:

@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from evaluation.inspect import describe
-from evaluation.parity import Parity, parity
-from evaluation.verify import operators, verify
-from export.checkpoint import Checkpoint
-from export.exporter import export_portable
-from runtimes.bench import bench, bytes_per_token
-from runtimes.manifest import write_manifest
-from runtimes.package import Package
+from gptoss_onnx.evaluation.inspect import describe
+from gptoss_onnx.evaluation.parity import Parity, parity
+from gptoss_onnx.evaluation.verify import operators, verify
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export_portable
+from gptoss_onnx.runtimes.bench import bench, bytes_per_token
+from gptoss_onnx.runtimes.manifest import write_manifest
+from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.generation import Question, compare_replies, read_questions
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
+from gptoss_onnx.evaluation.generation import Question, compare_replies, read_questions
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
 
 ANSWER = "Paris is the capital of France."
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.package import Package
+from gptoss_onnx.runtimes.package import Package
 from tests.conftest import ROOT, DemoPackage
 
 pytest.importorskip("lm_eval")
@@ -23,7 +23,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 @pytest.fixture(scope="module")
 def model(demo_package: DemoPackage) -> Any:
-    from evaluation.lm_harness import GptOssLM
+    from gptoss_onnx.evaluation.lm_harness import GptOssLM
 
     return GptOssLM(package=str(demo_package("fp32")))
 
@@ -31,7 +31,7 @@ def model(demo_package: DemoPackage) -> Any:
 @pytest.fixture(scope="module")
 def log_probabilities(demo_package: DemoPackage) -> Any:
     """Token by token through the package's own session: log p [V] behind each id."""
-    from runtimes.session import Session
+    from gptoss_onnx.runtimes.session import Session
 
     session = Session(Package.open(demo_package("fp32")))
 

@@ -13,22 +13,22 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from evaluation.assign import assign, check_budget, parse_size
-from evaluation.costs import FORMATS, Choice, Costs
-from evaluation.recipe import read_recipe
-from evaluation.recommend import recommend
-from evaluation.reference import portable_graph, reference
-from evaluation.sensitivity import PackageWeights, sensitivity
-from evaluation.texts import read_passages
-from evaluation.units import subset, units
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import GRAPH, Options
-from graph_passes.quantization import INT4, PRESETS, Format, Quantization
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
-from runtimes.target import get_target
+from gptoss_onnx.cli import main
+from gptoss_onnx.evaluation.assign import assign, check_budget, parse_size
+from gptoss_onnx.evaluation.costs import FORMATS, Choice, Costs
+from gptoss_onnx.evaluation.recipe import read_recipe
+from gptoss_onnx.evaluation.recommend import recommend
+from gptoss_onnx.evaluation.reference import portable_graph, reference
+from gptoss_onnx.evaluation.sensitivity import PackageWeights, sensitivity
+from gptoss_onnx.evaluation.texts import read_passages
+from gptoss_onnx.evaluation.units import subset, units
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import GRAPH, Options
+from gptoss_onnx.graph_passes.quantization import INT4, PRESETS, Format, Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DemoPackage
 
 Rows = list[dict[str, Any]]

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import GptOssForCausalLM
 
-from evaluation.graph_runner import GraphRunner
-from evaluation.probe import Probe
-from export.checkpoint import Checkpoint
-from export.exporter import export, export_portable
-from export.plan import Options
-from graph_passes.quantization import Quantization
-from graph_passes.rounding import Rounding
-from runtimes.errors import UserError
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.graph_runner import GraphRunner
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export, export_portable
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO, DemoPackage
 
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 4000, 200)]  # beyond the window of 128

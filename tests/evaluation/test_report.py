@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from evaluation.compare import bits_per_weight, read, rows
-from evaluation.report import labelled, render, verdict
-from export.model_card import measured
-from runtimes.errors import UserError
-from runtimes.manifest import Manifest, check_files, update_files
-from runtimes.package import Package
+from gptoss_onnx.cli import main
+from gptoss_onnx.evaluation.compare import bits_per_weight, read, rows
+from gptoss_onnx.evaluation.report import labelled, render, verdict
+from gptoss_onnx.export.model_card import measured
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import Manifest, check_files, update_files
+from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage
 
 pytestmark = pytest.mark.usefixtures("keep_sigterm")

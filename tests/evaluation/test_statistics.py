@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.statistics import (
+from gptoss_onnx.evaluation.statistics import (
     Tokens,
     compare_rows,
     histogram,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.texts import Passage, read_conversations, read_passages
-from runtimes.errors import UserError
-from runtimes.harmony import Harmony
+from gptoss_onnx.evaluation.texts import Passage, read_conversations, read_passages
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
 
 CONTEXT = 4096
 USER = {"role": "user", "content": "Hello"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.synthetic import synthesize
+from gptoss_onnx.export.synthetic import synthesize
 
 SHARD_BYTES = 100_000  # three or four shards of the tiny geometry
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.safetensors_folder import INDEX_FILE, SINGLE_FILE
+from gptoss_onnx.export.safetensors_folder import INDEX_FILE, SINGLE_FILE
 
 Damage = Callable[[Path], object]
 NORM = "model.norm.weight"

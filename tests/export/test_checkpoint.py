@@ -19,10 +19,10 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
-from export.safetensors_folder import INDEX_FILE, SINGLE_FILE
-from export.synthetic import synthesize
-from runtimes.errors import UserError
+from gptoss_onnx.export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from gptoss_onnx.export.safetensors_folder import INDEX_FILE, SINGLE_FILE
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.runtimes.errors import UserError
 from tests.export.damage import (
     SHARDED_CASES,
     SINGLE_CASES,
@@ -199,8 +199,8 @@ def test_hub_id_offline(sharded: Path, tmp_path: Path) -> None:
     snapshot = hub_cache(tmp_path, sharded)
     # In a process of its own: the hub client reads its environment when it is imported.
     script = """if True:
-        from export.checkpoint import Checkpoint
-        from runtimes.errors import UserError
+        from gptoss_onnx.export.checkpoint import Checkpoint
+        from gptoss_onnx.runtimes.errors import UserError
         found = Checkpoint.open("acme/small")
         print(found.path, found.name, found.revision)
         try:

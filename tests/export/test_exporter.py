@@ -21,16 +21,16 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from evaluation.verify import verify
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from runtimes.errors import UserError
-from runtimes.package import Package
-from runtimes.session import Session
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.verify import verify
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import ROOT
 
 DATA = "model.onnx.data"
@@ -145,7 +145,11 @@ def full(*_: object) -> None:
 
 @pytest.mark.parametrize(
     "place",
-    ["export.writer._DataFiles._put", "onnx_ir.save", "export.exporter.copy_files"],
+    [
+        "gptoss_onnx.export.writer._DataFiles._put",
+        "onnx_ir.save",
+        "gptoss_onnx.export.exporter.copy_files",
+    ],
 )
 def test_a_full_disk_leaves_what_was_there(
     place: str, packed: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,7 +170,7 @@ def test_an_exception_while_writing_leaves_nothing(
         assert len(os.listdir(tmp_path)) == 1  # the folder that is about to go
         raise error
 
-    monkeypatch.setattr("export.writer._DataFiles._put", fail)
+    monkeypatch.setattr("gptoss_onnx.export.writer._DataFiles._put", fail)
     with pytest.raises(type(error)):
         make(packed, tmp_path / "package")
     assert os.listdir(tmp_path) == []
@@ -235,7 +239,7 @@ def test_experts_a_target_has_no_kernel_for(
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 def test_peak_memory(large: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from cli import main; main(sys.argv[1:], standalone_mode=False);"
+        "import sys; from gptoss_onnx.cli import main; main(sys.argv[1:], standalone_mode=False);"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     output = tmp_path / "package"

@@ -13,19 +13,19 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from evaluation.inspect import describe
-from evaluation.verify import verify
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from export.synthetic import synthesize
-from export.writer import DataWriter
-from graph_passes.quantization import Quantization
-from runtimes.errors import UserError
-from runtimes.manifest import Manifest, check_files, graph_files
-from runtimes.package import Package
-from runtimes.session import Session
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.inspect import describe
+from gptoss_onnx.evaluation.verify import verify
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.export.writer import DataWriter
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import Manifest, check_files, graph_files
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.target import get_target
 
 NAMES = ("cpu", "node", "web")
 # Each graph's file, its target, and its file in a package of that target alone.

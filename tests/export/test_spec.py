@@ -14,8 +14,8 @@ from transformers import GptOssConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
-from export.spec import FULL, SLIDING, GptOssSpec, RopeSpec
-from runtimes.errors import UserError
+from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec, RopeSpec
+from gptoss_onnx.runtimes.errors import UserError
 
 YARN = {
     "rope_type": "yarn",

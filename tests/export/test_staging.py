@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from export.staging import SPARE_BYTES, staged
-from runtimes.errors import UserError
-from runtimes.manifest import MANIFEST
+from gptoss_onnx.export.staging import SPARE_BYTES, staged
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import MANIFEST
 
 
 def write(output: Path, *, force: bool = False, fail: BaseException | None = None) -> None:

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import GptOssForCausalLM
 
-from export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
-from export.safetensors_folder import INDEX_FILE, SINGLE_FILE
-from export.synthetic import GEOMETRIES, synthesize
-from runtimes.errors import UserError
+from gptoss_onnx.export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from gptoss_onnx.export.safetensors_folder import INDEX_FILE, SINGLE_FILE
+from gptoss_onnx.export.synthetic import GEOMETRIES, synthesize
+from gptoss_onnx.runtimes.errors import UserError
 
 # The published geometries' vocabulary with little else, for what depends on ids.
 SMALL = {

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import tokenizers
 
-from export.tokenizer_graph import DECODER, ENCODER, NUL, PROBES, session, tokenizer_graph
+from gptoss_onnx.export.tokenizer_graph import (
+    DECODER,
+    ENCODER,
+    NUL,
+    PROBES,
+    session,
+    tokenizer_graph,
+)
 
 # Inclusive ranges of code points.
 ALPHABETS = {
@@ -152,7 +159,7 @@ def test_a_decoder_that_differs_is_found_out(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swapped = {"a": ord("b"), "b": ord("a")}
-    from export import tokenizer_graph as module
+    from gptoss_onnx.export import tokenizer_graph as module
 
     monkeypatch.setattr(module, "BYTE_ALPHABET", module.BYTE_ALPHABET | swapped)
     entry = tokenizer_graph(demo, tmp_path)

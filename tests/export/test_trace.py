@@ -12,18 +12,18 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from export.checkpoint import Checkpoint, layout
-from export.custom_ops import DOMAIN
-from export.spec import GptOssSpec
-from export.trace import trace
+from gptoss_onnx.export.checkpoint import Checkpoint, layout
+from gptoss_onnx.export.custom_ops import DOMAIN
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.export.trace import trace
 
 LAYERS = 2  # of the tiny geometry
 PUBLISHED = """
 import json, math, time
-from export.spec import GptOssSpec
-from export.synthetic import GEOMETRIES, HARMONY_IDS, _config
-from export.trace import trace
-from runtimes.bench import memory
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.export.synthetic import GEOMETRIES, HARMONY_IDS, _config
+from gptoss_onnx.export.trace import trace
+from gptoss_onnx.runtimes.bench import memory
 
 config = _config(GEOMETRIES["gpt-oss-20b"], "mxfp4", HARMONY_IDS)
 start = time.process_time()

@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.checkpoint import Checkpoint
-from export.plan import Options, plan
-from export.synthetic import synthesize
-from export.writer import EMBEDDED_BYTES, DataWriter
-from graph_passes.quantization import Quantization
-from graph_passes.weights import Part, StreamedTensor
-from runtimes.errors import UserError
-from runtimes.target import get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options, plan
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.export.writer import EMBEDDED_BYTES, DataWriter
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import get_target
 
 NAME = "model.onnx.data"
 # What mapping a file needs on Windows, the coarsest system, and what vector loads need anywhere.

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from export.spec import GptOssSpec
-from export.synthetic import synthesize
-from export.trace import trace
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.export.trace import trace
 
 LAYERS = 3  # two of them sliding, one full
 WINDOW = 16

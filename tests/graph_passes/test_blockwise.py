@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph_passes import blockwise
-from graph_passes.blockwise import dequantize_blocks, quantize_blocks
+from gptoss_onnx.graph_passes import blockwise
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks, quantize_blocks
 
 
 def gaussian(*shape, seed=0):

@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.spec import GptOssSpec
-from graph_passes.decompose_attention import HIDDEN_SCORE, DecomposeAttention
-from graph_passes.quantization import FP32, INT8, uniform
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.decompose_attention import HIDDEN_SCORE, DecomposeAttention
+from gptoss_onnx.graph_passes.quantization import FP32, INT8, uniform
 from tests.graph_passes.conftest import (
     LAYERS,
     TOLERANCE,

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from graph_passes.fit_linears import FitLinears
-from graph_passes.step import initializer
+from gptoss_onnx.graph_passes.fit_linears import FitLinears
+from gptoss_onnx.graph_passes.step import initializer
 
 ROWS, COLUMNS = 6, 96  # three blocks: zero points of 4 bits fill a byte and a half
 EXACTLY_FOUR = FitLinears(inputs=4, min_inputs=4)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from gptoss_onnx.graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes, ops
 
 NORMS = 2 * LAYERS + 1

@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.custom_ops import DOMAIN, functions
-from graph_passes.expert_weights import packed_experts
-from graph_passes.gather_experts import GatherExperts
-from graph_passes.quantization import INT4, INT8, Format, uniform
-from graph_passes.rounding import SEARCH
-from graph_passes.step import initializer
-from graph_passes.weights import ExpertWeight, FloatWeight
+from gptoss_onnx.export.custom_ops import DOMAIN, functions
+from gptoss_onnx.graph_passes.expert_weights import packed_experts
+from gptoss_onnx.graph_passes.gather_experts import GatherExperts
+from gptoss_onnx.graph_passes.quantization import INT4, INT8, Format, uniform
+from gptoss_onnx.graph_passes.rounding import SEARCH
+from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.weights import ExpertWeight, FloatWeight
 
 HIDDEN, INNER, EXPERTS, TOP_K = 64, 96, 8, 3
 LIMIT, ALPHA = 0.5, 1.702  # a limit that many activations pass

@@ -11,21 +11,21 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
-from graph_passes.half_precision import HalfPrecision
-from graph_passes.last_token_logits import LastTokenLogits
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.lower_moe import LowerMoE
-from graph_passes.quantization import FP32, INT4, MXFP4, Format, uniform
-from graph_passes.quantize_embedding import QuantizeEmbedding
-from graph_passes.quantize_kv import QuantizeKv
-from graph_passes.quantize_linears import QuantizeLinears
-from graph_passes.route_experts import RouteExperts
-from graph_passes.step import PassError, rules
-from graph_passes.weights import Part, StreamedTensor
-from runtimes.errors import UserError
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from gptoss_onnx.graph_passes.half_precision import HalfPrecision
+from gptoss_onnx.graph_passes.last_token_logits import LastTokenLogits
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.lower_moe import LowerMoE
+from gptoss_onnx.graph_passes.quantization import FP32, INT4, MXFP4, Format, uniform
+from gptoss_onnx.graph_passes.quantize_embedding import QuantizeEmbedding
+from gptoss_onnx.graph_passes.quantize_kv import QuantizeKv
+from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
+from gptoss_onnx.graph_passes.route_experts import RouteExperts
+from gptoss_onnx.graph_passes.step import PassError, rules
+from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
+from gptoss_onnx.runtimes.errors import UserError
 from tests.graph_passes.conftest import LAYERS, nodes
 
 Floats = NDArray[np.float32]

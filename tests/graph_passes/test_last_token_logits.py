@@ -9,13 +9,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from graph_passes.last_token_logits import LastTokenLogits
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.lower_moe import LowerMoE
-from graph_passes.quantization import FP32, uniform
-from graph_passes.quantize_linears import QuantizeLinears
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes.last_token_logits import LastTokenLogits
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.lower_moe import LowerMoE
+from gptoss_onnx.graph_passes.quantization import FP32, uniform
+from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
 from tests.graph_passes.conftest import TOLERANCE, difference, ops
 
 FLOAT = uniform("test", FP32)

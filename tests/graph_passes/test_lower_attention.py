@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from export.checkpoint import Checkpoint
-from export.spec import GptOssSpec
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, INT8, uniform
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.quantization import FP32, INT8, uniform
 from tests.graph_passes.conftest import (
     LAYERS,
     TOLERANCE,

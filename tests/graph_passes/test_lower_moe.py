@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from export.checkpoint import Checkpoint
-from graph_passes import mxfp4
-from graph_passes.lower_moe import LowerMoE
-from graph_passes.quantization import FP32, INT4, INT8, MXFP4, Format, uniform
-from runtimes.errors import UserError
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.lower_moe import LowerMoE
+from gptoss_onnx.graph_passes.quantization import FP32, INT4, INT8, MXFP4, Format, uniform
+from gptoss_onnx.runtimes.errors import UserError
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes
 
 EXPERTS = "model.layers.1.mlp.experts"

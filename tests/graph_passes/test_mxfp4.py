@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph_passes import mxfp4
-from graph_passes.blockwise import dequantize_blocks, quantize_blocks
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks, quantize_blocks
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 

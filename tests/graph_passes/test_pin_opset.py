@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from graph_passes.pin_opset import pin_opset
-from graph_passes.step import PassError
+from gptoss_onnx.graph_passes.pin_opset import pin_opset
+from gptoss_onnx.graph_passes.step import PassError
 
 
 def model(op: str, dtype: str = "FLOAT", inputs: int = 1, **attributes: int) -> ir.Model:

@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.spec import GptOssSpec
-from graph_passes.pipeline import lower, recipe
-from graph_passes.quantization import PRESETS, Quantization
-from graph_passes.rounding import SEARCH
-from graph_passes.step import PassError, Step
-from runtimes.target import Kernel, Target, get_target
+from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.pipeline import lower, recipe
+from gptoss_onnx.graph_passes.quantization import PRESETS, Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH
+from gptoss_onnx.graph_passes.step import PassError, Step
+from gptoss_onnx.runtimes.target import Kernel, Target, get_target
 from tests.graph_passes.conftest import LAYERS, nodes, ops
 
 CPU, NODE, WEB = map(get_target, ("cpu", "node", "web"))

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from graph_passes.quantization import FP32, GROUPS, INT4, INT8, MXFP4, PRESETS, Format, Quantization
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.quantization import (
+    FP32,
+    GROUPS,
+    INT4,
+    INT8,
+    MXFP4,
+    PRESETS,
+    Format,
+    Quantization,
+)
+from gptoss_onnx.runtimes.errors import UserError
 
 
 @pytest.mark.parametrize(

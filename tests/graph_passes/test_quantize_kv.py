@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from cli import main
-from export.checkpoint import Checkpoint
-from export.plan import Options, plan
-from export.synthetic import synthesize
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, Quantization, uniform
-from graph_passes.quantize_kv import QuantizeKv
-from runtimes.errors import UserError
-from runtimes.target import get_target
+from gptoss_onnx.cli import main
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options, plan
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.quantization import FP32, Quantization, uniform
+from gptoss_onnx.graph_passes.quantize_kv import QuantizeKv
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import get_target
 from tests.graph_passes.conftest import LAYERS, nodes
 
 pytestmark = pytest.mark.usefixtures("keep_sigterm")

@@ -7,13 +7,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from graph_passes.blockwise import dequantize_blocks
-from graph_passes.lower_attention import LowerAttention
-from graph_passes.quantization import FP32, INT4, INT8_64, Format, Quantization, uniform
-from graph_passes.quantize_embedding import QuantizeEmbedding
-from graph_passes.quantize_linears import QuantizeLinears
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks
+from gptoss_onnx.graph_passes.lower_attention import LowerAttention
+from gptoss_onnx.graph_passes.quantization import FP32, INT4, INT8_64, Format, Quantization, uniform
+from gptoss_onnx.graph_passes.quantize_embedding import QuantizeEmbedding
+from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
 from tests.graph_passes.conftest import LAYERS, TOLERANCE, computed, difference, nodes, ops
 
 LINEARS = 2 * LAYERS + 1  # o_proj and router a layer, lm_head

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graph_passes.blockwise import dequantize_blocks, quantize_blocks, round_to_nearest
-from graph_passes.gptq import Gptq
-from graph_passes.quantization import INT4, INT8, Format
-from graph_passes.rounding import BORROWED_TOKENS, SEARCH, Rounding, Statistics
-from runtimes.errors import UserError
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks, quantize_blocks, round_to_nearest
+from gptoss_onnx.graph_passes.gptq import Gptq
+from gptoss_onnx.graph_passes.quantization import INT4, INT8, Format
+from gptoss_onnx.graph_passes.rounding import BORROWED_TOKENS, SEARCH, Rounding, Statistics
+from gptoss_onnx.runtimes.errors import UserError
 
 Float = NDArray[np.float32]
 NAME, EXPERTS = "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.experts.gate_up_proj"

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graph_passes.lower_moe import LowerMoE
-from graph_passes.quantization import INT4, INT8, Format, Quantization, uniform
-from graph_passes.route_experts import RouteExperts
-from graph_passes.weights import Part
+from gptoss_onnx.graph_passes.lower_moe import LowerMoE
+from gptoss_onnx.graph_passes.quantization import INT4, INT8, Format, Quantization, uniform
+from gptoss_onnx.graph_passes.route_experts import RouteExperts
+from gptoss_onnx.graph_passes.weights import Part
 from tests.graph_passes.conftest import LAYERS, computed, difference, nodes
 
 EXPERTS, HIDDEN, INTERMEDIATE = 4, 64, 64  # of the tiny geometry

@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.binding import bind
-from export.checkpoint import Checkpoint
-from graph_passes import mxfp4
-from graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
-from graph_passes.pipeline import lower, recipe
-from graph_passes.quantization import PRESETS, Quantization
-from graph_passes.rounding import SEARCH, Rounding
-from graph_passes.scale_residual import RESIDUAL_SCALE, SCALE, ScaleResidual
-from graph_passes.step import rules
-from runtimes.target import get_target
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
+from gptoss_onnx.graph_passes.pipeline import lower, recipe
+from gptoss_onnx.graph_passes.quantization import PRESETS, Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, SCALE, ScaleResidual
+from gptoss_onnx.graph_passes.step import rules
+from gptoss_onnx.runtimes.target import get_target
 from tests.graph_passes.conftest import LAYERS, computed, nodes
 
 Lower = Callable[..., ir.Model]

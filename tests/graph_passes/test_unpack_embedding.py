@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from graph_passes.step import initializer
-from graph_passes.unpack_embedding import unpack_embedding
+from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.unpack_embedding import unpack_embedding
 
 ROWS, COLUMNS, BLOCK = 11, 96, 32
 

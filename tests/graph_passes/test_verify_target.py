@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from graph_passes.step import PassError
-from graph_passes.verify_target import VerifyTarget
-from runtimes.target import Kernel, Target, get_target
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.verify_target import VerifyTarget
+from gptoss_onnx.runtimes.target import Kernel, Target, get_target
 
 TARGET = Target(
     name="probe",

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from graph_passes import weights
-from graph_passes.weights import (
+from gptoss_onnx.graph_passes import weights
+from gptoss_onnx.graph_passes.weights import (
     ExpertWeight,
     FloatWeight,
     PackedPair,

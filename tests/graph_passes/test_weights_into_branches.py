@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
-from export.plan import Options, plan
-from graph_passes.quantization import Quantization
-from graph_passes.weights_into_branches import weights_into_branches
-from runtimes.target import get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options, plan
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.weights_into_branches import weights_into_branches
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO
 
 

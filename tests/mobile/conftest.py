@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from evaluation.calibration import calibrated
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from graph_passes.quantization import Quantization
-from graph_passes.rounding import Rounding
-from mobile.packaging import finish, plan_memory
-from runtimes.target import Target, get_target
+from gptoss_onnx.evaluation.calibration import calibrated
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.mobile.packaging import finish, plan_memory
+from gptoss_onnx.runtimes.target import Target, get_target
 from tests.conftest import DEMO
 from tests.mobile.kotlin import from_aar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from runtimes.target import get_target
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import ROOT
 
 ANDROID, IOS = ROOT / "mobile" / "android", ROOT / "mobile" / "ios"

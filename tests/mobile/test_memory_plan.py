@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.tuning import Tuning, kv_of, tuned
-from export.checkpoint import Checkpoint
-from export.plan import Options
-from graph_passes.quantization import PRESETS
-from mobile.memory_plan import CHUNK, RUNTIME, check_memory, memory_plan
-from mobile.packaging import parse_size, plan_memory
-from runtimes.errors import UserError
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.tuning import Tuning, kv_of, tuned
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import PRESETS
+from gptoss_onnx.mobile.memory_plan import CHUNK, RUNTIME, check_memory, memory_plan
+from gptoss_onnx.mobile.packaging import parse_size, plan_memory
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO, ROOT
 
 ANDROID = get_target("android")
@@ -28,8 +28,8 @@ MEGABYTE = 1 << 20
 # Loads a package and feeds chunks; prints the bytes that are no file's, before and after.
 MEASURE = """
 import json, sys
-from runtimes.package import Package
-from runtimes.session import Session
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
 
 def anonymous():
     for line in open("/proc/self/status"):

@@ -11,15 +11,15 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from evaluation.probe import Probe
-from evaluation.verify import verify
-from mobile.ort_format import write_ort
-from runtimes.errors import UserError
-from runtimes.manifest import Manifest
-from runtimes.ort_file import ort_nodes
-from runtimes.package import Package
-from runtimes.session import Session
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.probe import Probe
+from gptoss_onnx.evaluation.verify import verify
+from gptoss_onnx.mobile.ort_format import write_ort
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.ort_file import ort_nodes
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.target import get_target
 from tests.mobile.conftest import PhonePackage
 from tests.targets.answers import answers as ask
 from tests.targets.test_cpu_releases import FILE, QUESTIONS, answers
@@ -63,7 +63,7 @@ def test_verify_refuses_a_node_that_the_table_does_not_know(
 ) -> None:
     kernels = {k: v for k, v in ANDROID.kernels.items() if k[1] != "QuickGelu"}
     monkeypatch.setattr(
-        "evaluation.verify.get_target", lambda *_: replace(ANDROID, kernels=kernels)
+        "gptoss_onnx.evaluation.verify.get_target", lambda *_: replace(ANDROID, kernels=kernels)
     )
     assert "QuickGelu on android: no kernel" in verify(android, lambda count: None)[0]
 
@@ -157,7 +157,7 @@ def test_a_conversion_that_fails_leaves_no_package(
     def fail(*_: object) -> None:
         raise UserError("model.ort: cannot be written")
 
-    monkeypatch.setattr("mobile.packaging.write_ort", fail)
+    monkeypatch.setattr("gptoss_onnx.mobile.packaging.write_ort", fail)
     with pytest.raises(UserError, match="cannot be written"):
         phone_package(tmp_path / "package", ANDROID)
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mobile.required_operators import write_required_operators
-from runtimes.ort_file import ort_nodes
-from runtimes.target import get_target
+from gptoss_onnx.mobile.required_operators import write_required_operators
+from gptoss_onnx.runtimes.ort_file import ort_nodes
+from gptoss_onnx.runtimes.target import get_target
 
 
 def listed(config: Path) -> set[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.spec import FULL, SLIDING
+from gptoss_onnx.export.spec import FULL, SLIDING
 from tests.parity.reference import LONG, SHORT, Subject, subject
 
 YARN = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtimes.generation import Options, generate
-from runtimes.harmony import Message
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.harmony import Message
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
 
 NEW_TOKENS = 40
 QUESTIONS = (

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import GptOssForCausalLM
 
-from evaluation.graph_runner import GraphRunner
-from export.checkpoint import Checkpoint
-from export.exporter import export, export_portable
-from export.plan import Options
-from export.spec import FULL, SLIDING, GptOssSpec
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from runtimes.target import get_target
+from gptoss_onnx.evaluation.graph_runner import GraphRunner
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export, export_portable
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.target import get_target
 
 Float = NDArray[np.float32]
 STEPS = 20

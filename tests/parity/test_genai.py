@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.package import Package
+from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage
 from tests.installed import installed
 from tests.parity.greedy import NEW_TOKENS, greedy, prompts

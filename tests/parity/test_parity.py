@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graph_passes import mxfp4
-from graph_passes.blockwise import dequantize_blocks
+from gptoss_onnx.graph_passes import mxfp4
+from gptoss_onnx.graph_passes.blockwise import dequantize_blocks
 from tests.parity.conftest import GEOMETRIES, Maker
 from tests.parity.reference import Float, Subject, altered
 

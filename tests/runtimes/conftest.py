@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graph_passes.half_precision import HalfPrecision
-from runtimes.manifest import write_manifest
-from runtimes.package import Package
+from gptoss_onnx.graph_passes.half_precision import HalfPrecision
+from gptoss_onnx.runtimes.manifest import write_manifest
+from gptoss_onnx.runtimes.package import Package
 
 Floats = NDArray[np.float32]
 SPECIALS = [

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtimes import generation
-from runtimes.chat import Chat, ToolCall
-from runtimes.errors import UserError
-from runtimes.harmony import Event, Message, SystemPrompt, Tool
-from runtimes.package import Package
-from runtimes.session import Session
+from gptoss_onnx.runtimes import generation
+from gptoss_onnx.runtimes.chat import Chat, ToolCall
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Event, Message, SystemPrompt, Tool
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
 from tests.runtimes.conftest import TinyModel
 
 SYSTEM = SystemPrompt(identity="Tiny.", date="2026-01-01")

@@ -14,12 +14,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from runtimes.errors import UserError
-from runtimes.generation import Options, Usage, generate, generate_batch
-from runtimes.manifest import MANIFEST, write_manifest
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import Options, Usage, generate, generate_batch
+from gptoss_onnx.runtimes.manifest import MANIFEST, write_manifest
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
 from tests.runtimes.conftest import CONTEXT, TinyModel
 
 Prompt = Callable[..., list[int]]

@@ -18,8 +18,8 @@ import pytest
 import tokenizers
 import transformers
 
-from runtimes.harmony import Harmony, Message, SystemPrompt, Tool
-from runtimes.tokenizer import BYTE_ALPHABET, Tokenizer
+from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt, Tool
+from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"

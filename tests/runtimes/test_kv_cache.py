@@ -16,11 +16,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from runtimes import kv_cache
-from runtimes.errors import UserError
-from runtimes.kv_cache import AppendedCache, DeviceBuffer, KvBuffer, make_buffer
-from runtimes.package import Package
-from runtimes.session import FIRST_CAPACITY, Session
+from gptoss_onnx.runtimes import kv_cache
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.kv_cache import AppendedCache, DeviceBuffer, KvBuffer, make_buffer
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import FIRST_CAPACITY, Session
 from tests.runtimes.conftest import TinyModel, write_package
 
 Prompt = Callable[..., list[int]]

@@ -18,17 +18,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
-from evaluation.graph_runner import GraphRunner, open_session
-from evaluation.texts import read_passages
-from export.checkpoint import Checkpoint
-from export.exporter import export, export_portable
-from export.plan import GRAPH, Options
-from graph_passes.quantization import Quantization
-from runtimes.harmony import Harmony
-from runtimes.package import Package
-from runtimes.session import FIRST_CAPACITY, Session
-from runtimes.target import get_target
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_session
+from gptoss_onnx.evaluation.texts import read_passages
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export, export_portable
+from gptoss_onnx.export.plan import GRAPH, Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import FIRST_CAPACITY, Session
+from gptoss_onnx.runtimes.target import get_target
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from tests.conftest import DemoPackage
 
 Float = NDArray[np.float32]

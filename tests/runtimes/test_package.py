@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from runtimes import manifest as manifest_module
-from runtimes.errors import UserError
-from runtimes.manifest import MANIFEST, KvLayer, Manifest, check_files, write_manifest
-from runtimes.package import Package
+from gptoss_onnx.runtimes import manifest as manifest_module
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import MANIFEST, KvLayer, Manifest, check_files, write_manifest
+from gptoss_onnx.runtimes.package import Package
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import generation as hf
 
-from runtimes.errors import UserError
-from runtimes.sampling import Sampler, Sampling, SplitMix64
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.sampling import Sampler, Sampling, SplitMix64
 
 V = 5000
 

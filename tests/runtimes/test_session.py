@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtimes.errors import UserError
-from runtimes.package import Package
-from runtimes.session import FIRST_CAPACITY, SNAPSHOTS, Session
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import FIRST_CAPACITY, SNAPSHOTS, Session
 from tests.runtimes.conftest import CONTEXT, WINDOW, TinyModel
 
 Prompt = Callable[..., list[int]]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.harmony import Event, Harmony, Message, StreamParser
-from runtimes.tokenizer import Tokenizer
+from gptoss_onnx.runtimes.harmony import Event, Harmony, Message, StreamParser
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[2] / "demo"
 CALL = Message(

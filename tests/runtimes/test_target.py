@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-import runtimes.targets
-from runtimes.errors import UserError
-from runtimes.target import Kernel, describe, get_target, kernel_rows, load_targets
+from gptoss_onnx.runtimes import targets as targets_folder
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.target import Kernel, describe, get_target, kernel_rows, load_targets
 
 NEW = """
 from dataclasses import replace
-from runtimes.targets.cpu import TARGET as CPU
+from gptoss_onnx.runtimes.targets.cpu import TARGET as CPU
 TARGET = replace(CPU, name="probe", description="a probe")
 """
 
 
 def test_each_file_is_a_target_of_its_name() -> None:
-    files = {f.stem for f in Path(runtimes.targets.__path__[0]).glob("[!_]*.py")}
+    files = {f.stem for f in Path(targets_folder.__path__[0]).glob("[!_]*.py")}
     targets = load_targets()
     assert set(targets) == files >= {"cpu"}
     assert all(target.name == name for name, target in targets.items())
@@ -27,7 +27,7 @@ def test_each_file_is_a_target_of_its_name() -> None:
 
 def test_a_new_file_is_a_new_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe.py").write_text(NEW)
-    monkeypatch.setattr(runtimes.targets, "__path__", [*runtimes.targets.__path__, str(tmp_path)])
+    monkeypatch.setattr(targets_folder, "__path__", [*targets_folder.__path__, str(tmp_path)])
     assert get_target("probe").description == "a probe"
     assert "probe" in load_targets()
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import ROOT, DemoPackage
 
-LOAD = "import sys; from runtimes.package import Package; Package.open(sys.argv[1]).graph"
+LOAD = "import sys; from gptoss_onnx import Package; Package.open(sys.argv[1]).graph"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="knows where the database is on Linux only")
-@pytest.mark.parametrize("command", [("-c", LOAD), ("-m", "cli", "generate")])
+@pytest.mark.parametrize("command", [("-c", LOAD), ("-m", "gptoss_onnx.cli", "generate")])
 @pytest.mark.parametrize(("wanted", "kept"), [({}, False), ({"ORT_DISABLE_TELEMETRY": "0"}, True)])
 def test_a_database_of_reports_is_kept_only_on_demand(
     command: tuple[str, ...],

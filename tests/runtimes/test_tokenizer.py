@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
 
 DEMO = Path(__file__).parents[2] / "demo"
 TEXTS = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtimes.package import Package
+from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage
 from tests.vectors import make
 

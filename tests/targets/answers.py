@@ -15,11 +15,11 @@ from typing import Any
 
 import onnxruntime
 
-from runtimes.generation import Options, generate
-from runtimes.harmony import Message, SystemPrompt
-from runtimes.package import Package
-from runtimes.sampling import Sampling
-from runtimes.session import Session
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.harmony import Message, SystemPrompt
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.session import Session
 
 MOST_TOKENS = 160
 SYSTEM = SystemPrompt(date="2026-01-01")

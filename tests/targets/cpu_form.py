@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.mxfp4 import transposed_codes
+from gptoss_onnx.graph_passes.mxfp4 import transposed_codes
 
 FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 _CODES = (2, 5)  # QMoE's inputs

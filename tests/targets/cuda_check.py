@@ -25,13 +25,13 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from runtimes.errors import UserError  # noqa: E402
-from runtimes.generation import Options, generate  # noqa: E402
-from runtimes.harmony import Message  # noqa: E402
-from runtimes.kv_cache import DEVICES, DeviceBuffer, make_buffer  # noqa: E402
-from runtimes.package import Package  # noqa: E402
-from runtimes.sampling import Sampling  # noqa: E402
-from runtimes.session import Session  # noqa: E402
+from gptoss_onnx.runtimes.errors import UserError  # noqa: E402
+from gptoss_onnx.runtimes.generation import Options, generate  # noqa: E402
+from gptoss_onnx.runtimes.harmony import Message  # noqa: E402
+from gptoss_onnx.runtimes.kv_cache import DEVICES, DeviceBuffer, make_buffer  # noqa: E402
+from gptoss_onnx.runtimes.package import Package  # noqa: E402
+from gptoss_onnx.runtimes.sampling import Sampling  # noqa: E402
+from gptoss_onnx.runtimes.session import Session  # noqa: E402
 
 Floats = NDArray[np.float32]
 QUESTIONS = ROOT / "demo" / "evaluation" / "questions.jsonl"

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import onnx
 
-from runtimes.manifest import Manifest
-from runtimes.target import Target, get_target
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.target import Target, get_target
 from tests.conftest import ROOT
 from tests.installed import installed
 

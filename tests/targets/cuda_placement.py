@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from runtimes.package import Package
+from gptoss_onnx.runtimes.package import Package
 from tests.targets.cuda_check import placement
 
 PROVIDER = "CUDAExecutionProvider"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import onnx
 
-from runtimes.target import Target, get_target
+from gptoss_onnx.runtimes.target import Target, get_target
 
 BY_CODE = {("", "If")}  # in versions 7, 11, 13, 16 and 19
 RECORD, TYPE_SETS = 160, 88  # bytes of a record; where it counts and points to its sets of types

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from graph_passes.quantization import Quantization
-from runtimes.package import Package
-from runtimes.target import Target, get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.target import Target, get_target
 from tests.conftest import DEMO, ROOT, DemoPackage
 from tests.installed import installed
 from tests.targets.answers import answers as ask

@@ -11,19 +11,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from evaluation.against import compare
-from evaluation.verify import not_run, verify
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import GRAPH, Options, plan
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from graph_passes.scale_residual import EXPONENT
-from graph_passes.step import PassError
-from graph_passes.verify_target import VerifyTarget, refusal
-from runtimes.errors import UserError
-from runtimes.package import Package
-from runtimes.target import Target, get_target
+from gptoss_onnx.evaluation.against import compare
+from gptoss_onnx.evaluation.verify import not_run, verify
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import GRAPH, Options, plan
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.scale_residual import EXPONENT
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.verify_target import VerifyTarget, refusal
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.target import Target, get_target
 from tests.conftest import ROOT, DemoPackage
 from tests.targets import cuda_check
 from tests.targets.cpu_form import for_cpu

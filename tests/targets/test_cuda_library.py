@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from runtimes.target import Kernel, Target, get_target
+from gptoss_onnx.runtimes.target import Kernel, Target, get_target
 from tests.targets.cuda_library import KERNELS, RELEASES, element_types, wrong
 
 LISTED = json.loads(KERNELS.read_text())

@@ -10,16 +10,16 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import GRAPH, Options, Plan, plan, weight_bytes
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from graph_passes.step import PassError
-from graph_passes.verify_target import VerifyTarget
-from runtimes.manifest import Manifest
-from runtimes.package import Package
-from runtimes.target import Kernel, get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan, weight_bytes
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.verify_target import VerifyTarget
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.target import Kernel, get_target
 from tests.conftest import DEMO, DemoPackage
 from tests.installed import WINDOWS, installed
 from tests.targets.answers import answers

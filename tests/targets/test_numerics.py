@@ -20,16 +20,16 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from evaluation.graph_runner import GraphRunner, open_model
-from evaluation.sensitivity import PackageWeights
-from evaluation.units import units
-from export.checkpoint import Checkpoint
-from export.exporter import export, export_portable
-from export.plan import GRAPH, Options
-from export.synthetic import synthesize
-from graph_passes.quantization import Quantization
-from runtimes.manifest import Manifest, graph_files
-from runtimes.target import Target, load_targets
+from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.sensitivity import PackageWeights
+from gptoss_onnx.evaluation.units import units
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export, export_portable
+from gptoss_onnx.export.plan import GRAPH, Options
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.manifest import Manifest, graph_files
+from gptoss_onnx.runtimes.target import Target, load_targets
 from tests.targets.cpu_form import for_cpu
 
 LAYERS, WIDEST = 3, 128  # the widest dot product: 4 heads of 32

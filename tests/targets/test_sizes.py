@@ -7,12 +7,12 @@ import math
 import onnx_ir as ir
 import pytest
 
-from evaluation.units import units
-from export.checkpoint import Checkpoint
-from export.plan import Options, Plan, plan
-from export.synthetic import synthesize
-from graph_passes.quantization import Format, Quantization
-from runtimes.target import Target, load_targets
+from gptoss_onnx.evaluation.units import units
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.plan import Options, Plan, plan
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.graph_passes.quantization import Format, Quantization
+from gptoss_onnx.runtimes.target import Target, load_targets
 
 LAYERS = 2
 CASES = [

@@ -12,15 +12,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import GRAPH, Options, Plan, plan
-from graph_passes.quantization import Quantization
-from graph_passes.step import PassError
-from graph_passes.verify_target import VerifyTarget
-from runtimes.package import Package
-from runtimes.session import Session
-from runtimes.target import get_target
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.verify_target import VerifyTarget
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO, DemoPackage
 from tests.targets.answers import answers
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.generation import Options, generate
-from runtimes.harmony import Event, Harmony, Message, StreamParser, SystemPrompt
-from runtimes.package import Package
-from runtimes.sampling import Sampler, Sampling, SplitMix64
-from runtimes.session import Session
-from runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.generation import Options, generate
+from gptoss_onnx.runtimes.harmony import Event, Harmony, Message, StreamParser, SystemPrompt
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.sampling import Sampler, Sampling, SplitMix64
+from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
 from tests.runtimes.test_harmony import CONVERSATIONS
 from tests.runtimes.test_stream_parser import LONG, REPLIES, encode
 from tests.runtimes.test_tokenizer import TEXTS

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
-from evaluation.commands import compare_command, eval_command, lm_eval_command
-from runtimes.commands import bench, chat, generate, targets, warn_if_slow
-from runtimes.console import (
+from gptoss_onnx.evaluation.commands import compare_command, eval_command, lm_eval_command
+from gptoss_onnx.runtimes.commands import bench, chat, generate, targets, warn_if_slow
+from gptoss_onnx.runtimes.console import (
     FOLDER,
     byte_progress,
     fail,
@@ -23,7 +23,7 @@ from runtimes.console import (
     stage_progress,
     table,
 )
-from runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import UserError
 
 
 class _Commands(click.Group):
@@ -141,14 +141,14 @@ def export_command(
     \b
     gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
     """
-    from evaluation.recommend import recommend
-    from evaluation.tuning import Tuning, figures, formats, kv_of, tuned
-    from export.checkpoint import Checkpoint
-    from export.exporter import export
-    from export.plan import Options, check, plan, summary
-    from export.staging import check_free
-    from mobile.packaging import finish, plan_memory
-    from runtimes.target import get_target
+    from gptoss_onnx.evaluation.recommend import recommend
+    from gptoss_onnx.evaluation.tuning import Tuning, figures, formats, kv_of, tuned
+    from gptoss_onnx.export.checkpoint import Checkpoint
+    from gptoss_onnx.export.exporter import export
+    from gptoss_onnx.export.plan import Options, check, plan, summary
+    from gptoss_onnx.export.staging import check_free
+    from gptoss_onnx.mobile.packaging import finish, plan_memory
+    from gptoss_onnx.runtimes.target import get_target
 
     tuning = Tuning(calibrate, method, bits_per_weight, size)
     names = list(dict.fromkeys(name.strip() for name in target_names.split(",")))
@@ -200,9 +200,9 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     \b
     gptoss verify build/demo-cpu-int4 --against demo
     """
-    from evaluation.verify import can_check_kernels, not_run
-    from evaluation.verify import verify as check
-    from runtimes.manifest import Manifest
+    from gptoss_onnx.evaluation.verify import can_check_kernels, not_run
+    from gptoss_onnx.evaluation.verify import verify as check
+    from gptoss_onnx.runtimes.manifest import Manifest
 
     size = sum(entry.size for entry in Manifest.load(package).files.values())
     with byte_progress("checking", size) as progress:
@@ -213,7 +213,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
         fail(f"{package}: {problems[-1]}")
     figures: dict[str, Any] = {}
     if against:
-        from evaluation.against import compare
+        from gptoss_onnx.evaluation.against import compare
 
         figures = compare(package, against)
     kernels = "checked" if can_check_kernels() else "not checked: that needs gptoss-onnx[export]"
@@ -232,7 +232,7 @@ def inspect(path: str, as_json: bool) -> None:
     \b
     gptoss inspect build/demo-cpu-int4
     """
-    from evaluation.inspect import describe
+    from gptoss_onnx.evaluation.inspect import describe
 
     found = describe(path)
     graphs = [] if as_json else found.pop("graphs", {}).items()
@@ -273,7 +273,7 @@ def synth(folder: Path, **sizes: Any) -> None:
     \b
     gptoss synth build/synth --geometry gpt-oss-20b --layers 4
     """
-    from export.synthetic import synthesize
+    from gptoss_onnx.export.synthetic import synthesize
 
     with stage_progress() as progress:
         synthesize(folder, progress=lambda done, total: progress("weights", done, total), **sizes)
