@@ -11,7 +11,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEV = $(VENV)/.dev
-ROOMS = export graph_passes runtimes evaluation mobile
+ROOMS = export graph_passes runtimes evaluation tuning mobile
 SOURCES = $(shell find $(ROOMS) gptoss_onnx -name '*.py')
 
 JS = runtimes/javascript

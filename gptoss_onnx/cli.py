@@ -142,13 +142,13 @@ def export_command(
     gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
     """
     from gptoss_onnx.evaluation.recommend import recommend
-    from gptoss_onnx.evaluation.tuning import Tuning, figures, formats, kv_of, tuned
     from gptoss_onnx.export.checkpoint import Checkpoint
     from gptoss_onnx.export.exporter import export
     from gptoss_onnx.export.plan import Options, check, plan, summary
     from gptoss_onnx.export.staging import check_free
     from gptoss_onnx.mobile.packaging import finish, plan_memory
     from gptoss_onnx.runtimes.target import get_target
+    from gptoss_onnx.tuning.tuning import Tuning, figures, formats, kv_of, tuned
 
     tuning = Tuning(calibrate, method, bits_per_weight, size)
     names = list(dict.fromkeys(name.strip() for name in target_names.split(",")))

@@ -1,4 +1,7 @@
-"""The demo checkpoint and its packages, each exported once a session when first asked for."""
+"""The demo checkpoint and its packages, each exported once a session when first asked for.
+
+And a cache for evaluations that is not the user's.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.target import get_target
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "demo"
@@ -44,6 +49,19 @@ def demo_package(tmp_path_factory: pytest.TempPathFactory) -> DemoPackage:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def harmony(demo: Path) -> Harmony:
+    return Harmony(Tokenizer(demo))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("GPTOSS_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 NAME = "gptoss_onnx"
-INSTALLED = ("export", "graph_passes", "runtimes", "evaluation", "mobile")
+INSTALLED = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile")
 REPOSITORY = (NAME, *INSTALLED, "demo", "tests", "benchmarks")  # what a clone has at its top
 # What each room may import of the repository, itself aside: a module's name allows what is below.
 ALLOWED = {
@@ -23,6 +23,7 @@ ALLOWED = {
     "graph_passes": ("runtimes.target", "runtimes.errors"),
     "export": ("graph_passes", "runtimes"),
     "evaluation": ("export", "graph_passes", "runtimes"),
+    "tuning": ("evaluation", "export", "graph_passes", "runtimes"),
     "mobile": ("export", "graph_passes", "runtimes"),
 }
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from gptoss_onnx.evaluation.calibration import calibrated
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
@@ -16,6 +15,7 @@ from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import Rounding
 from gptoss_onnx.mobile.packaging import finish, plan_memory
 from gptoss_onnx.runtimes.target import Target, get_target
+from gptoss_onnx.tuning.calibration import calibrated
 from tests.conftest import DEMO
 from tests.mobile.kotlin import from_aar
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_onnx.evaluation.tuning import Tuning, kv_of, tuned
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import PRESETS
@@ -18,6 +17,7 @@ from gptoss_onnx.mobile.memory_plan import CHUNK, RUNTIME, check_memory, memory_
 from gptoss_onnx.mobile.packaging import parse_size, plan_memory
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.target import get_target
+from gptoss_onnx.tuning.tuning import Tuning, kv_of, tuned
 from tests.conftest import DEMO, ROOT
 
 ANDROID = get_target("android")

@@ -6,19 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from gptoss_onnx.evaluation.assign import (
-    Assignment,
-    assign,
-    check_budget,
-    parse_size,
-)
-from gptoss_onnx.evaluation.calibration import read_calibration
-from gptoss_onnx.evaluation.costs import measure, sizes
 from gptoss_onnx.evaluation.reference import Progress
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options, plan, summary
 from gptoss_onnx.graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.tuning.assign import (
+    Assignment,
+    assign,
+    check_budget,
+    parse_size,
+)
+from gptoss_onnx.tuning.calibration import read_calibration
+from gptoss_onnx.tuning.costs import measure, sizes
 
 CALIBRATION = "evaluation/calibration.jsonl"
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from transformers import GptOssForCausalLM
 
 from gptoss_onnx.cli import main
-from gptoss_onnx.evaluation.calibration import calibrated, read_calibration
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.rounding import Statistics
+from gptoss_onnx.tuning.calibration import calibrated, read_calibration
 
 Float = NDArray[np.float32]
 LAYERS, EXPERTS = 3, 4
@@ -143,8 +143,8 @@ def test_largest_values_of_layers_that_keep_all(
 def test_experts_wait_for_a_batch_and_grams_may_lie_in_files(
     checkpoint: Checkpoint, text: Path, collected: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptoss_onnx.evaluation.calibration._FLUSH", 50)
-    monkeypatch.setattr("gptoss_onnx.evaluation.calibration._IN_MEMORY", 0)
+    monkeypatch.setattr("gptoss_onnx.tuning.calibration._FLUSH", 50)
+    monkeypatch.setattr("gptoss_onnx.tuning.calibration._IN_MEMORY", 0)
     with calibrated(text, checkpoint, grams=True, progress=lambda *_: None) as made:
         for name, gram in collected.grams.items():
             assert isinstance(made.statistics.grams[name], np.memmap)
@@ -155,7 +155,7 @@ def test_experts_wait_for_a_batch_and_grams_may_lie_in_files(
 def test_no_more_than_most_tokens(
     checkpoint: Checkpoint, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptoss_onnx.evaluation.calibration.MOST_TOKENS", 10)
+    monkeypatch.setattr("gptoss_onnx.tuning.calibration.MOST_TOKENS", 10)
     with calibrated(text, checkpoint, grams=False, progress=lambda *_: None) as made:
         first = len(read_calibration(text, checkpoint)[0].ids)
         assert made.described["tokens"] == made.statistics.counts["lm_head"] == first
@@ -239,9 +239,9 @@ def test_no_room_for_gptqs_statistics(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gptoss_onnx.evaluation.calibration._IN_MEMORY", 0)
+    monkeypatch.setattr("gptoss_onnx.tuning.calibration._IN_MEMORY", 0)
     monkeypatch.setattr(
-        "gptoss_onnx.evaluation.calibration.shutil.disk_usage",
+        "gptoss_onnx.tuning.calibration.shutil.disk_usage",
         lambda _: type("Usage", (), {"free": 1000}),
     )
     result = export(checkpoint, tmp_path / "package", "--calibrate", text)

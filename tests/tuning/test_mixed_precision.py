@@ -14,9 +14,6 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_onnx.cli import main
-from gptoss_onnx.evaluation.assign import assign, check_budget, parse_size
-from gptoss_onnx.evaluation.costs import FORMATS, Choice, Costs
-from gptoss_onnx.evaluation.recipe import read_recipe
 from gptoss_onnx.evaluation.recommend import recommend
 from gptoss_onnx.evaluation.reference import portable_graph, reference
 from gptoss_onnx.evaluation.sensitivity import PackageWeights, sensitivity
@@ -29,6 +26,9 @@ from gptoss_onnx.graph_passes.quantization import INT4, PRESETS, Format, Quantiz
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.target import get_target
+from gptoss_onnx.tuning.assign import assign, check_budget, parse_size
+from gptoss_onnx.tuning.costs import FORMATS, Choice, Costs
+from gptoss_onnx.tuning.recipe import read_recipe
 from tests.conftest import DemoPackage
 
 Rows = list[dict[str, Any]]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptoss_onnx.evaluation.assign import Assignment
-from gptoss_onnx.evaluation.calibration import Calibration, calibrated
-from gptoss_onnx.evaluation.recipe import CALIBRATION, read_recipe, within
 from gptoss_onnx.evaluation.reference import Progress
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.tuning.assign import Assignment
+from gptoss_onnx.tuning.calibration import Calibration, calibrated
+from gptoss_onnx.tuning.recipe import CALIBRATION, read_recipe, within
 
 
 @dataclass(frozen=True)

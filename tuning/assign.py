@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_onnx.evaluation.costs import Choice, Costs, sizes
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.tuning.costs import Choice, Costs, sizes
 
 _STEPS = 1 << 14
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
