@@ -1,9 +1,13 @@
 """Export GPT-OSS checkpoints to ONNX packages, and run them.
 
 >>> from gptoss_onnx import Chat, Package
->>> chat = Chat(Package.open("build/demo-cpu-int4"))
+>>> package = Package.open("build/demo-cpu-int4")
+>>> chat = Chat(package)
 >>> print("".join(e.text for e in chat.send("What does os.path.join do?") if e.channel == "final"))
 Join two or more pathname components, inserting '/' as needed.
+
+`answer` generates without a conversation, `export_package` makes a package of a checkpoint and
+`verify_package` checks one; these two need what the extra `export` installs.
 """
 
 from __future__ import annotations
@@ -13,25 +17,58 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptoss_onnx.exporting import Exported, export_package
     from gptoss_onnx.runtimes.answer import answer
     from gptoss_onnx.runtimes.chat import Chat
     from gptoss_onnx.runtimes.errors import UserError
+    from gptoss_onnx.runtimes.generation import Options
+    from gptoss_onnx.runtimes.harmony import Event, Message, SystemPrompt
+    from gptoss_onnx.runtimes.harmony_tools import Tool
     from gptoss_onnx.runtimes.package import Package
+    from gptoss_onnx.runtimes.sampling import Sampling
+    from gptoss_onnx.verifying import Verified, verify_package
 
-__all__ = ["Chat", "Package", "UserError", "__version__", "answer"]
-__version__ = version("gptoss-onnx")
-
-# Loaded when asked for: an import costs nothing that is not used.
+# Loaded when asked for: an import costs nothing that is not used, and torch is an export's alone.
 _HOMES = {
-    "Chat": "gptoss_onnx.runtimes.chat",
-    "Package": "gptoss_onnx.runtimes.package",
-    "UserError": "gptoss_onnx.runtimes.errors",
-    "answer": "gptoss_onnx.runtimes.answer",
+    "exporting": ("Exported", "export_package"),
+    "runtimes.answer": ("answer",),
+    "runtimes.chat": ("Chat",),
+    "runtimes.errors": ("UserError",),
+    "runtimes.generation": ("Options",),
+    "runtimes.harmony": ("Event", "Message", "SystemPrompt"),
+    "runtimes.harmony_tools": ("Tool",),
+    "runtimes.package": ("Package",),
+    "runtimes.sampling": ("Sampling",),
+    "verifying": ("Verified", "verify_package"),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Chat",
+    "Event",
+    "Exported",
+    "Message",
+    "Options",
+    "Package",
+    "Sampling",
+    "SystemPrompt",
+    "Tool",
+    "UserError",
+    "Verified",
+    "__version__",
+    "answer",
+    "export_package",
+    "verify_package",
+]
+__version__ = version("gptoss-onnx")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

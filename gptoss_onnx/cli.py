@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from gptoss_onnx.evaluation.commands import compare_command, eval_command, lm_eval_command
-from gptoss_onnx.runtimes.commands import bench, chat, generate, targets, warn_if_slow
+from gptoss_onnx.runtimes.commands import bench, chat, generate, targets
 from gptoss_onnx.runtimes.console import (
     FOLDER,
     byte_progress,
@@ -60,7 +59,7 @@ def main() -> None:
 @click.argument("model")
 @click.option(
     "--target",
-    "target_names",
+    "target",
     default="cpu",
     show_default=True,
     help="One of `gptoss targets`, or several over one set of weights: cpu,web.",
@@ -118,76 +117,32 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Replace a package that is in the way.")
 @json_option
 def export_command(
-    model: str,
-    target_names: str,
-    min_runtime: str | None,
-    quant: str,
-    output: Path | None,
-    changes: tuple[str, ...],
-    calibrate: Path | None,
-    bits_per_weight: float | None,
-    size: str | None,
-    recipe: Path | None,
-    method: str | None,
-    max_memory: str | None,
-    context: int | None,
-    dry_run: bool,
-    revision: str | None,
-    as_json: bool,
-    **options: Any,
+    model: str, output: Path | None, dry_run: bool, as_json: bool, **choices: Any
 ) -> None:
     """Export MODEL, a checkpoint folder or a hub id, to a package.
 
     \b
     gptoss export openai/gpt-oss-20b --quant mxfp4 --link --output build/20b
     """
-    from gptoss_onnx.evaluation.recommend import recommend
-    from gptoss_onnx.export.checkpoint import Checkpoint
-    from gptoss_onnx.export.exporter import export
-    from gptoss_onnx.export.plan import Options, check, plan, summary
-    from gptoss_onnx.export.staging import check_free
-    from gptoss_onnx.mobile.packaging import finish, plan_memory
-    from gptoss_onnx.runtimes.target import get_target
-    from gptoss_onnx.tuning.tuning import Tuning, figures, formats, kv_of, tuned
+    from gptoss_onnx.exporting import export_package
 
-    tuning = Tuning(calibrate, method, bits_per_weight, size)
-    names = list(dict.fromkeys(name.strip() for name in target_names.split(",")))
-    target, *also = (get_target(name, min_runtime) for name in names)
-    quantization = formats(quant, changes, recipe, tuning)
-    checkpoint = Checkpoint.open(model, revision)
-    warn_if_slow(target, quantization.describe())
-    kv_chosen = f"kv-{options['kv']}" if options["kv"] else None
-    chosen = [kv_chosen, options["activations"], min_runtime]
-    suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
-    output = output or Path("build") / f"{checkpoint.name}-{suffix}"
-    wanted = Options(target, quantization, also=tuple(also), **options)
-    kv = kv_of(checkpoint, wanted, tuning)
-    # What can be refused is refused first: tuning may take hours.
-    check(checkpoint, wanted, kv_scales=kv == "int8")
-    if not dry_run:
-        check_free(output, wanted.force)
-    memory = plan_memory(checkpoint.spec, wanted, kv, max_memory, context)
-    with ExitStack() as stack:
-        with stage_progress("steps") as progress:
-            made = stack.enter_context(tuned(checkpoint, wanted, tuning, progress))
-        # With bits assigned:
-        memory = plan_memory(checkpoint.spec, made.options, kv, max_memory, context)
-        if memory and not as_json:
-            show(memory.rows(), False)
-        if made.warning:
-            click.echo(f"Warning: {made.warning}", err=True)
-        if made.assignment and not as_json:
-            table(made.assignment.rows())
-        if dry_run:
-            done = summary(plan(checkpoint, made.options))
-        else:
-            with stage_progress() as progress:
-                ending = finish(made.options, memory)
-                done = export(checkpoint, made.options, output, progress, ending)
-        advice = recommend(target, checkpoint.expert_format, made.options.quantization)
-    closing = figures(made.assignment) | ({"recommendation": advice} if advice else {})
-    closing |= {"memory": asdict(memory)} if memory and as_json else {}
-    show({"output": str(output), **done, **closing}, as_json)
+    done = export_package(
+        model, output, dry_run=dry_run, progress=stage_progress, warn=_warn, **choices
+    )
+    figures = {"output": str(done.output), **done.figures}
+    if as_json:
+        memory = {"memory": asdict(done.memory)} if done.memory else {}
+        show({**figures, **memory}, as_json)
+        return
+    if done.memory:
+        show(done.memory.rows(), as_json)
+    if done.assignment:
+        table(done.assignment.rows())
+    show(figures, as_json)
+
+
+def _warn(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 @main.command()
@@ -200,27 +155,21 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
     \b
     gptoss verify build/demo-cpu-int4 --against demo
     """
-    from gptoss_onnx.evaluation.verify import can_check_kernels, not_run
-    from gptoss_onnx.evaluation.verify import verify as check
     from gptoss_onnx.runtimes.manifest import Manifest
+    from gptoss_onnx.verifying import verify_package
 
     size = sum(entry.size for entry in Manifest.load(package).files.values())
     with byte_progress("checking", size) as progress:
-        problems = check(package, progress)
-    if problems:
-        for problem in problems[:-1]:
-            click.echo(f"Error: {package}: {problem}", err=True)
-        fail(f"{package}: {problems[-1]}")
-    figures: dict[str, Any] = {}
-    if against:
-        from gptoss_onnx.evaluation.against import compare
-
-        figures = compare(package, against)
-    kernels = "checked" if can_check_kernels() else "not checked: that needs gptoss-onnx[export]"
-    needs = ", ".join(sorted(set(not_run(package).values())))
+        found = verify_package(package, against, progress)
+    for problem in found.problems[:-1]:
+        click.echo(f"Error: {package}: {problem}", err=True)
+    if found.problems:
+        fail(f"{package}: {found.problems[-1]}")
+    kernels = "checked" if found.kernels_checked else "not checked: that needs gptoss-onnx[export]"
+    needs = ", ".join(found.providers_missing)
     run = f"not here: that needs {needs}" if needs else "checked"
     checked = {"package": str(package), "verified": True, "kernels": kernels, "run": run}
-    show({**checked, **figures}, as_json)
+    show({**checked, **(found.parity or {})}, as_json)
 
 
 @main.command()
