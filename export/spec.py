@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gptoss_onnx.export.config_fields import flag, number, positive
+from gptoss_onnx.export.rope import RopeSpec
+from gptoss_onnx.export.safetensors_folder import show
 from gptoss_onnx.runtimes.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding; `factor` 1 is plain RoPE, above 1 is YaRN (arXiv 2309.00071)."""
-
-    theta: float
-    factor: float = 1.0
-    original_max_position: int = 4096
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = False
-    attention_factor: float = 1.0
-
-    def inv_freq(self, head_dim: int) -> NDArray[np.float32]:
-        """Inverse frequencies, float32 [head_dim / 2], radians per token."""
-        # float32 throughout, as the reference does: positions multiply its roundings.
-        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        wavelength = np.power(np.float32(self.theta), exponent, dtype=np.float32)  # over 2 pi
-        extrapolated = np.float32(1) / wavelength
-        if self.factor == 1.0:
-            return np.asarray(extrapolated, np.float32)
-        interpolated = np.float32(1) / (np.float32(self.factor) * wavelength)
-        low, high = self._correction_range(head_dim)
-        ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001)
-        ramp = np.clip(ramp, 0, 1).astype(np.float32)
-        return np.asarray(interpolated * ramp + extrapolated * (1 - ramp), np.float32)
-
-    def _correction_range(self, head_dim: int) -> tuple[float, float]:
-        def dimension(rotations: float) -> float:
-            wavelengths = self.original_max_position / (rotations * 2 * math.pi)
-            return head_dim * math.log(wavelengths) / (2 * math.log(self.theta))
-
-        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        return max(low, 0), min(high, head_dim - 1)
-
-    def tables(
-        self, head_dim: int, positions: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Cosines and sines, float32 [positions, head_dim / 2] each, scaled for YaRN."""
-        angles = np.arange(positions, dtype=np.float32)[:, None] * self.inv_freq(head_dim)
-        scale = np.float32(self.attention_factor)
-        return np.cos(angles) * scale, np.sin(angles) * scale
+MAX_LAYERS = 10_000
+MAX_POSITIONS = 1 << 22  # tables of rotary embedding have a row for each
 
 
 @dataclass(frozen=True)
@@ -78,11 +34,10 @@ class GptOssSpec:
     num_global_tokens: int  # first tokens of the sequence that a sliding layer always sees
     layer_types: tuple[str, ...]
     rms_norm_eps: float
-    swiglu_limit: float
+    swiglu_limit: float  # gate is clamped to it from above, up on both sides
+    swiglu_alpha: float  # gate * sigmoid(alpha gate)
     rope: RopeSpec
     tie_word_embeddings: bool
-
-    swiglu_alpha = 1.702
 
     @property
     def query_size(self) -> int:
@@ -98,41 +53,40 @@ class GptOssSpec:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GptOssSpec:
         """Parse a config.json; UserError names the field that is missing or does not fit."""
-        if not _flag(config, "attention_bias", True) or config.get("hidden_act", "silu") != "silu":
+        if not flag(config, "attention_bias", True) or config.get("hidden_act", "silu") != "silu":
             raise UserError(
                 "config.json: GPT-OSS has attention_bias true and hidden_act 'silu'; "
                 "this checkpoint is another architecture"
             )
         if config.get("model_type") != "gpt_oss":
             raise UserError(
-                f"config.json: model_type is {config.get('model_type')!r}, not 'gpt_oss'; "
+                f"config.json: model_type is {show(config.get('model_type'))}, not 'gpt_oss'; "
                 "only GPT-OSS checkpoints can be exported"
             )
-        layers = _positive(config, "num_hidden_layers")
-        heads = _positive(config, "num_attention_heads")
-        kv_heads = _positive(config, "num_key_value_heads", heads)
-        hidden = _positive(config, "hidden_size")
-        max_position = _positive(config, "max_position_embeddings", 131072)
+        # What is absent is what transformers' GptOssConfig makes of it, 4 and 5 alike.
+        layers = positive(config, "num_hidden_layers", 36, most=MAX_LAYERS)
+        heads = positive(config, "num_attention_heads", 64)
+        hidden = positive(config, "hidden_size", 2880)
+        max_position = positive(config, "max_position_embeddings", 131072, most=MAX_POSITIONS)
         spec = cls(
             num_layers=layers,
             hidden_size=hidden,
-            intermediate_size=_positive(config, "intermediate_size"),
-            num_experts=_positive(config, "num_local_experts"),
-            experts_per_token=_positive(
-                config, "num_experts_per_tok", config.get("experts_per_token")
-            ),
+            intermediate_size=positive(config, "intermediate_size", 2880),
+            num_experts=_named(config, "num_local_experts", 128, "num_experts"),
+            experts_per_token=_named(config, "num_experts_per_tok", 4, "experts_per_token"),
             num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=_positive(config, "head_dim", hidden // heads),
-            vocab_size=_positive(config, "vocab_size"),
+            num_kv_heads=_or_null(config, "num_key_value_heads", 8, heads),
+            head_dim=_or_null(config, "head_dim", 64, hidden // heads),
+            vocab_size=positive(config, "vocab_size", 201088),
             max_position_embeddings=max_position,
-            sliding_window=_positive(config, "sliding_window", 128),
-            num_global_tokens=_positive(config, "num_global_tokens", 0, least=0),
+            sliding_window=positive(config, "sliding_window", 128),
+            num_global_tokens=positive(config, "num_global_tokens", 0, least=0),
             layer_types=_layer_types(config, layers),
-            rms_norm_eps=_number(config, "rms_norm_eps", 1e-5),
-            swiglu_limit=_number(config, "swiglu_limit", 7.0),
-            rope=_rope(config, max_position),
-            tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
+            rms_norm_eps=number(config, "rms_norm_eps", 1e-5),
+            swiglu_limit=number(config, "swiglu_limit", 7.0),
+            swiglu_alpha=number(config, "swiglu_alpha", 1.702),
+            rope=RopeSpec.from_config(config, max_position),
+            tie_word_embeddings=flag(config, "tie_word_embeddings", False),
         )
         spec._check()
         return spec
@@ -151,26 +105,19 @@ class GptOssSpec:
             )
 
 
-def _positive(
-    config: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1
-) -> int:
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"config.json: {key} is {value!r}, expected a whole number from {least} on")
-    return value
+def _or_null(config: Mapping[str, Any], key: str, absent: int, null: int) -> int:
+    """A number for which null says something else than its absence."""
+    return null if config.get(key, absent) is None else positive(config, key, absent)
 
 
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"config.json: {key} is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = default if config.get(key) is None else config[key]
-    if not isinstance(value, bool):
-        raise UserError(f"config.json: {key} is {value!r}, expected true or false")
+def _named(config: Mapping[str, Any], key: str, absent: int, other: str) -> int:
+    """A number that other tools write under another name, which transformers does not read."""
+    value = positive(config, key, absent)
+    if key not in config and config.get(other, value) != value:
+        raise UserError(
+            f"config.json: {key} is absent, which means {value}, and {other} is "
+            f"{show(config[other])}; write {key}"
+        )
     return value
 
 
@@ -185,31 +132,3 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     ):
         raise UserError(f"config.json: layer_types must name {SLIDING} or {FULL} for each layer")
     return tuple(types)
-
-
-def _rope(config: Mapping[str, Any], max_position: int) -> RopeSpec:
-    # transformers 5 moved rope_theta and rope_scaling into one rope_parameters.
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"config.json: rope_scaling is {scaling!r}, expected an object")
-    theta = _number({**config, **scaling}, "rope_theta", 150000.0)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeSpec(theta)
-    if kind != "yarn":
-        raise UserError(f"config.json: rope type {kind!r} is not supported; default and yarn are")
-    if scaling.get("mscale") or scaling.get("mscale_all_dim"):
-        raise UserError("config.json: YaRN's mscale is not supported; GPT-OSS has none")
-    original = _positive(scaling, "original_max_position_embeddings", max_position)
-    factor = _number(scaling, "factor", max_position / original)
-    return RopeSpec(
-        theta=theta,
-        factor=factor,
-        original_max_position=original,
-        beta_fast=_number(scaling, "beta_fast", 32.0),
-        beta_slow=_number(scaling, "beta_slow", 1.0),
-        truncate=_flag(scaling, "truncate", True),
-        attention_factor=_number(
-            scaling, "attention_factor", 0.1 * math.log(max(factor, 1.0)) + 1.0
-        ),
-    )

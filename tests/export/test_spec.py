@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import GptOssConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
-from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec, RopeSpec
+from gptoss_onnx.export.rope import RopeSpec
+from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
 from gptoss_onnx.runtimes.errors import UserError
+from tests.conftest import ROOT
+from tests.export import transformers_rope
+from tests.transformers5 import under_transformers_5
 
 YARN = {
     "rope_type": "yarn",
@@ -33,34 +36,121 @@ def config(packed: Path) -> dict[str, Any]:
     return json.loads((packed / "config.json").read_text())
 
 
-@pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize(
-    "scaling",
-    [
-        {**YARN, "truncate": False},
-        {**YARN, "truncate": True},
-        YARN,  # truncate is true where it is not given
-        {**YARN, "factor": 8.0, "truncate": False},
-        {**YARN, "attention_factor": 1.25, "truncate": False},
-        {"rope_type": "default"},
-    ],
-    ids=["published", "truncated", "no truncate", "factor 8", "attention factor", "default"],
-)
-def test_inv_freq_is_transformers(
-    config: dict[str, Any], scaling: dict[str, Any], head_dim: int
+SCALINGS: dict[str, dict[str, Any]] = {
+    "published": {**YARN, "truncate": False},
+    "truncated": {**YARN, "truncate": True},
+    "no truncate": YARN,  # then it is true
+    "factor 8": {**YARN, "factor": 8.0, "truncate": False},
+    "attention factor": {**YARN, "attention_factor": 1.25, "truncate": False},
+    "nulls": {**YARN, "attention_factor": None, "beta_fast": None, "mscale": None},
+    "no original": {k: v for k, v in YARN.items() if not k.startswith("original")},
+    "type": {**{k: v for k, v in YARN.items() if k != "rope_type"}, "type": "yarn"},
+    "default": {"rope_type": "default"},
+}
+# Configs by what is added to one without a word about rotary embedding.
+AGREED: dict[str, dict[str, Any]] = {
+    "absent": {},
+    "absent, theta": {"rope_theta": 10000.0},
+    "parameters null": {"rope_parameters": None, "rope_theta": 10000},
+    "theta inside too": {"rope_scaling": {**YARN, "rope_theta": 5e4}, "rope_theta": 5e4},
+    **{name: {"rope_scaling": table, "rope_theta": 10000.0} for name, table in SCALINGS.items()},
+}
+ONLY_5: dict[str, dict[str, Any]] = {
+    "parameters, theta outside": {"rope_parameters": YARN, "rope_theta": 10000.0},
+    "parameters without theta": {"rope_parameters": YARN},
+    **{
+        f"parameters, {name}": {"rope_parameters": {**table, "rope_theta": 10000.0}}
+        for name, table in SCALINGS.items()
+    },
+}
+TABLES = {kind: {**YARN, "rope_theta": 10000.0} for kind in (SLIDING, FULL)}
+UNTYPED = {k: v for k, v in YARN.items() if k != "rope_type"}
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "null": ({"rope_scaling": None}, 'rope_scaling is null.*"rope_type": "default".*leave it out'),
+    "null, theta": ({"rope_scaling": None, "rope_theta": 10000.0}, "rope_scaling is null"),
+    "empty": ({"rope_scaling": {}}, 'rope_scaling names no rope_type.*"rope_type": "yarn"'),
+    "no type": ({"rope_scaling": UNTYPED}, "rope_scaling names no rope_type"),
+    "theta alone": ({"rope_scaling": {"rope_theta": 5e3}}, "rope_scaling names no rope_type"),
+    "parameters empty": ({"rope_parameters": {}}, "rope_parameters names no rope_type"),
+    "parameters no type": ({"rope_parameters": UNTYPED}, "rope_parameters names no rope_type"),
+    "each layer type": ({"rope_parameters": TABLES}, "a table for 'sliding_att.*one table for all"),
+    "two types": ({"rope_scaling": {**YARN, "type": "default"}}, "write rope_type alone"),
+    "theta inside": ({"rope_scaling": {**YARN, "rope_theta": 5e3}}, "rope_theta is 5000.*once"),
+    "two thetas": (
+        {"rope_scaling": {**YARN, "rope_theta": 5e3}, "rope_theta": 1e4},
+        "5000 .* 10000 outside",
+    ),
+    "factor null": ({"rope_scaling": {**YARN, "factor": None}}, "factor is None"),
+    "no factor": ({"rope_scaling": {"rope_type": "yarn"}}, "factor is None"),
+    "partial": ({"rope_scaling": {**YARN, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "original outside": (
+        {"rope_scaling": YARN, "original_max_position_embeddings": 128},
+        "original_max_position_embeddings is 4096 .* 128 .* alone",
+    ),
+    "theta null": ({"rope_scaling": YARN, "rope_theta": None}, "rope_theta is None"),
+    "window null": ({"sliding_window": None}, "sliding_window is None"),
+}
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Any]:
+    """A config without a word about rotary embedding."""
+    config = json.loads((ROOT / "demo" / "config.json").read_text())
+    return {k: v for k, v in config.items() if not k.startswith("rope_")}
+
+
+@pytest.fixture(scope="module")
+def of_5(bare: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 5 makes of every config here, by its name."""
+    cases = {**AGREED, **ONLY_5, **{name: change for name, (change, _) in DIFFERENT.items()}}
+    asked = json.dumps([bare | change for change in cases.values()])
+    script = Path(transformers_rope.__file__)
+    return dict(zip(cases, json.loads(under_transformers_5(script, given=asked)), strict=True))
+
+
+def assert_same(spec: GptOssSpec, theirs: dict[str, Any]) -> None:
+    np.testing.assert_allclose(spec.rope.inv_freq(spec.head_dim), theirs["inv_freq"], rtol=ULPS)
+    assert spec.rope.attention_factor == pytest.approx(theirs["scale"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", AGREED)
+def test_rope_is_that_of_transformers_4_and_5(
+    name: str, bare: dict[str, Any], of_5: dict[str, Any]
 ) -> None:
-    factor = scaling.get("factor", 32)
-    sizes = {"max_position_embeddings": int(4096 * factor), "head_dim": head_dim}
-    config = config | sizes | {"rope_scaling": scaling}
-    reference = GptOssConfig(**config)
-    expected, attention_factor = (
-        ROPE_INIT_FUNCTIONS["yarn"](reference, torch.device("cpu"))
-        if scaling["rope_type"] == "yarn"
-        else GptOssRotaryEmbedding(reference).rope_init_fn(reference, torch.device("cpu"))
-    )
-    rope = GptOssSpec.from_config(config).rope
-    np.testing.assert_allclose(rope.inv_freq(head_dim), expected.numpy(), rtol=ULPS)
-    assert rope.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    spec = GptOssSpec.from_config(bare | AGREED[name])
+    four = transformers_rope.rope_of(bare | AGREED[name])
+    assert four is not None
+    assert_same(spec, four)
+    assert_same(spec, of_5[name])
+
+
+@pytest.mark.parametrize("name", ONLY_5)
+def test_rope_parameters_are_read_as_transformers_5_does(
+    name: str, bare: dict[str, Any], of_5: dict[str, Any]
+) -> None:
+    assert_same(GptOssSpec.from_config(bare | ONLY_5[name]), of_5[name])
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_transformers_read_differently_is_refused(
+    name: str, bare: dict[str, Any], of_5: dict[str, Any]
+) -> None:
+    change, why = DIFFERENT[name]
+    with pytest.raises(UserError, match=why) as caught:
+        GptOssSpec.from_config(bare | change)
+    assert "\n" not in str(caught.value)
+    if "sliding_window" not in change:  # a null there fails in the model, not in its config
+        four, five = transformers_rope.rope_of(bare | change), of_5[name]
+        same = four == five and four is not None
+        assert not same, f"{name}: both make {four} of it"
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_head_dim_of_the_frequencies(bare: dict[str, Any], head_dim: int) -> None:
+    config = bare | {"head_dim": head_dim, "rope_scaling": SCALINGS["published"]}
+    four = transformers_rope.rope_of(config)
+    assert four is not None and len(four["inv_freq"]) == head_dim // 2
+    assert_same(GptOssSpec.from_config(config), four)
 
 
 def test_tables_are_transformers(config: dict[str, Any]) -> None:
@@ -82,22 +172,61 @@ def test_canary_truncate_changes_the_published_frequencies() -> None:
     assert np.abs(ratio - 1).max() > 0.1
 
 
-def test_what_transformers_5_writes_is_the_same(config: dict[str, Any]) -> None:
-    old = GptOssSpec.from_config(config)
-    theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling")
-    config["rope_parameters"] = {**scaling, "rope_theta": theta}
-    assert GptOssSpec.from_config(config) == old
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_key_value_heads": None, "layer_types": None},
+        {"head_dim": None, "hidden_size": 256, "num_attention_heads": 8},
+    ],
+    ids=["absent", "heads and layers null", "head_dim null"],
+)
+def test_defaults_are_transformers(change: dict[str, Any]) -> None:
+    """Of what is absent and of what is null, which differ."""
+    config = {"model_type": "gpt_oss", **change}
+    spec, theirs = GptOssSpec.from_config(config), GptOssConfig.from_dict(dict(config))
+    assert (spec.num_layers, spec.num_experts) == (
+        theirs.num_hidden_layers,
+        theirs.num_local_experts,
+    )
+    assert (spec.hidden_size, spec.intermediate_size, spec.vocab_size) == (
+        theirs.hidden_size,
+        theirs.intermediate_size,
+        theirs.vocab_size,
+    )
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+        theirs.head_dim,
+    )
+    assert (spec.experts_per_token, spec.sliding_window) == (
+        theirs.num_experts_per_tok,
+        theirs.sliding_window,
+    )
+    assert spec.layer_types == tuple(theirs.layer_types)
+    assert (spec.rms_norm_eps, spec.tie_word_embeddings) == (1e-5, theirs.tie_word_embeddings)
+    assert (spec.swiglu_limit, spec.swiglu_alpha, spec.num_global_tokens) == (7.0, 1.702, 0)
+    assert spec.max_position_embeddings == theirs.max_position_embeddings
 
 
-def test_defaults(config: dict[str, Any]) -> None:
-    for key in ("head_dim", "layer_types", "sliding_window", "swiglu_limit", "num_experts_per_tok"):
-        del config[key]
-    spec = GptOssSpec.from_config(config | {"num_key_value_heads": None})
-    assert spec.head_dim == 64 // 4
-    assert spec.num_kv_heads == spec.num_heads == 4
-    assert spec.layer_types == (SLIDING, FULL)
-    assert (spec.sliding_window, spec.swiglu_limit, spec.experts_per_token) == (128, 7.0, 2)
-    assert spec.num_global_tokens == 0
+@pytest.mark.parametrize(
+    ("key", "other", "default"),
+    [("num_experts_per_tok", "experts_per_token", 4), ("num_local_experts", "num_experts", 128)],
+)
+def test_a_name_of_other_tools_is_no_default(
+    config: dict[str, Any], key: str, other: str, default: int
+) -> None:
+    config[other] = 2
+    assert GptOssSpec.from_config(config)  # as transformers, which reads its own name
+    del config[key]
+    with pytest.raises(UserError, match=f"{key} is absent, which means {default}, and {other} is"):
+        GptOssSpec.from_config(config)
+
+
+def test_both_tables_that_agree_are_one(config: dict[str, Any]) -> None:
+    spec = GptOssSpec.from_config(config)
+    config["rope_parameters"] = {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+    assert GptOssSpec.from_config(config) == spec
 
 
 @pytest.mark.parametrize(
@@ -119,7 +248,16 @@ def test_defaults(config: dict[str, Any]) -> None:
         ({"layer_types": [["x"], "y"]}, "layer_types must name"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', expected a positive number"),
         ({"swiglu_limit": float("nan")}, "swiglu_limit is nan"),
+        ({"swiglu_alpha": None}, "swiglu_alpha is None"),
+        ({"swiglu_alpha": 10**400}, "expected a positive number"),
+        ({"num_hidden_layers": 1 << 31}, "expected a whole number from 1 to 10000"),
+        ({"max_position_embeddings": 1 << 40}, "max_position_embeddings is 1099511627776"),
         ({"rope_theta": -1}, "rope_theta is -1"),
+        ({"rope_theta": 1}, "rope_theta is 1, expected a number above 1"),
+        (
+            {"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 8.0}},
+            "rope_scaling and rope_parameters differ",
+        ),
         ({"num_global_tokens": -3}, "num_global_tokens is -3"),
         ({"attention_bias": False}, "attention_bias true"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),

@@ -19,6 +19,7 @@ YARN = {
     "beta_slow": 1.0,
     "original_max_position_embeddings": 128,
 }
+PLAIN = {"rope_type": "default"}
 GEOMETRIES: dict[str, dict[str, Any]] = {
     # Square experts, so that transposed ones would load.
     "published": {
@@ -47,9 +48,11 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "hidden": 64,
         "intermediate": 96,
         "sliding_window": 31,
-        "config": {"layer_types": [FULL, SLIDING, SLIDING], "rope_scaling": None},
+        "config": {"layer_types": [FULL, SLIDING, SLIDING], "rope_scaling": PLAIN},
     },
 }
+# What transformers 4 has as constants and transformers 5 reads.
+SWIGLU = {"swiglu_alpha": 1.2, "swiglu_limit": 0.8}
 Maker = Callable[[str], Subject]
 
 
@@ -86,6 +89,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """For kernels that are slow: every expert is chosen, so that no rounding changes the choice."""
     folder = tmp_path_factory.mktemp("small") / "checkpoint"
     return subject(folder, SHORT, experts=2, experts_per_token=2)
+
+
+@pytest.fixture(scope="session")
+def other_swiglu(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Experts with another gain and limit; every one is chosen."""
+    folder = tmp_path_factory.mktemp("swiglu") / "checkpoint"
+    return subject(folder, SHORT, SWIGLU, experts=2, experts_per_token=2).against(5)
 
 
 @pytest.fixture(scope="session")

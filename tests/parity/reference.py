@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from transformers import GptOssForCausalLM
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner
 from gptoss_onnx.export.checkpoint import Checkpoint
@@ -24,6 +23,8 @@ from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.runtimes.target import get_target
+from tests.parity import transformers_logits
+from tests.transformers5 import under_transformers_5
 
 Float = NDArray[np.float32]
 STEPS = 20
@@ -54,6 +55,7 @@ class Subject:
 
     folder: Path
     prompt: Prompt
+    transformers: int = 4
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -70,21 +72,27 @@ class Subject:
     @cached_property
     def logits(self) -> list[Float]:
         """The reference's logits [prompt + steps, V] of each row."""
-        model = GptOssForCausalLM.from_pretrained(
-            self.folder, dtype=torch.float32, attn_implementation="eager"
-        )
-        model = model.float().eval()
-        with torch.no_grad():
-            return [
-                model(torch.from_numpy(row)[None], attention_mask=_masks(self.spec, len(row)))
-                .logits[0]
-                .numpy()
-                for row in self.tokens
-            ]
+        if self.transformers == 4:
+            masks = [_masks(self.spec, len(row)) for row in self.tokens]
+            return transformers_logits.logits(self.folder, self.tokens, masks)
+        assert not self.spec.num_global_tokens
+        out = self.folder / f"transformers-{self.transformers}.npz"
+        rows = json.dumps([row.tolist() for row in self.tokens])
+        script = Path(transformers_logits.__file__)
+        under_transformers_5(script, self.folder, out, given=rows)
+        with np.load(out) as found:
+            return [found[name] for name in found.files]
+
+    def against(self, transformers: int) -> Subject:
+        """The same, compared with that version; graphs are shared."""
+        return replace(self, transformers=transformers)
 
     @cached_property
     def portable(self) -> Path:
-        return export_portable(self.checkpoint, self.folder / "portable") / "model.onnx"
+        output = self.folder / "portable"
+        if not output.exists():
+            export_portable(self.checkpoint, output)
+        return output / "model.onnx"
 
     def package(self, preset: str, *changes: str, all_logits: bool = True) -> Path:
         """The graph of a package for the CPU, exported on first use."""
