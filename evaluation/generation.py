@@ -18,9 +18,11 @@ from gptoss_onnx.evaluation.texts import SYSTEM, read_conversations
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, generate_batch
-from gptoss_onnx.runtimes.harmony import Harmony, StreamParser
+from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.reply import read_reply
 from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.stream_parser import kind_of
 
 MOST_TOKENS = 160
 _BATCH = 50
@@ -140,12 +142,8 @@ def compare_replies(
 
 def _final(reply: Sequence[int], harmony: Harmony) -> str | None:
     """The final channel's text; None for a reply that did not end or named no such channel."""
-    parser = StreamParser(harmony.tokenizer)
-    for token in reply:
-        parser.feed(token)
-    parser.finish()
     channel = harmony.tokenizer.special("<|channel|>")
     if not reply or reply[-1] not in harmony.stop_ids or channel not in reply:
         return None
-    last = parser.messages[-1] if parser.messages else None
-    return last.content if last and last.channel == "final" else None
+    said = read_reply(harmony.tokenizer, reply, "stop").said
+    return said[-1].content if said and kind_of(said[-1]) == "final" else None

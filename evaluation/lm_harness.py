@@ -21,11 +21,12 @@ from gptoss_onnx.evaluation.probe import Probe
 from gptoss_onnx.evaluation.texts import SYSTEM
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, generate
-from gptoss_onnx.runtimes.harmony import Message, StreamParser
+from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.reply import Reply
 from gptoss_onnx.runtimes.sampling import Sampling
 from gptoss_onnx.runtimes.session import Session
-from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder
+from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
 
 Scored = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
 
@@ -187,23 +188,31 @@ class GptOssLM(TemplateLM):
         sampling = Sampling(**values, do_sample=bool(sampled))
         opened = self._package.harmony.render([], system=None)
         # A message that the task began itself is the final one already.
-        parser = StreamParser(self._tokens) if chat and ids[-len(opened) :] == opened else None
-        decoder = IncrementalDecoder(self._tokens)
-        said = ""
+        answered = chat and ids[-len(opened) :] == opened
+        said: Reply | _Continued = Reply(self._tokens) if answered else _Continued(self._tokens)
         generation = generate(self._session, ids, Options(limit, sampling))
         for token in generation:
-            events = parser.feed(token) if parser else None
-            said += _final(events) if events is not None else decoder.feed(token)
-            if any(stop in said for stop in stops):
+            said.feed(token)
+            if any(stop in said.text for stop in stops):
                 generation.close()
                 break
-        said += _final(parser.finish()) if parser else decoder.finish()
-        places = [said.find(stop) for stop in stops if stop in said]
-        return said[: min(places)] if places else said
+        said.finish(generation.finish_reason or "cancelled")
+        places = [said.text.find(stop) for stop in stops if stop in said.text]
+        return said.text[: min(places)] if places else said.text
 
 
-def _final(events: Sequence[Any]) -> str:
-    return "".join(event.text for event in events if event.channel == "final")
+class _Continued:
+    """Text that goes on where the prompt ended, fed as a `Reply` is."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.text = ""
+        self._decoder = IncrementalDecoder(tokenizer)
+
+    def feed(self, token: int) -> None:
+        self.text += self._decoder.feed(token)
+
+    def finish(self, reason: str) -> None:
+        self.text += self._decoder.finish()
 
 
 def _score(logits: Any, continuation: Sequence[int]) -> tuple[float, bool]:

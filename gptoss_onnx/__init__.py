@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from gptoss_onnx.runtimes.chat import Chat
     from gptoss_onnx.runtimes.errors import UserError
     from gptoss_onnx.runtimes.generation import Options
-    from gptoss_onnx.runtimes.harmony import Event, Message, SystemPrompt
+    from gptoss_onnx.runtimes.harmony import Message, SystemPrompt
     from gptoss_onnx.runtimes.harmony_tools import Tool
     from gptoss_onnx.runtimes.package import Package
     from gptoss_onnx.runtimes.sampling import Sampling
+    from gptoss_onnx.runtimes.stream_parser import Event
     from gptoss_onnx.verifying import Verified, verify_package
 
 # Loaded when asked for: an import costs nothing that is not used, and torch is an export's alone.
@@ -35,10 +36,11 @@ _HOMES = {
     "runtimes.chat": ("Chat",),
     "runtimes.errors": ("UserError",),
     "runtimes.generation": ("Options",),
-    "runtimes.harmony": ("Event", "Message", "SystemPrompt"),
+    "runtimes.harmony": ("Message", "SystemPrompt"),
     "runtimes.harmony_tools": ("Tool",),
     "runtimes.package": ("Package",),
     "runtimes.sampling": ("Sampling",),
+    "runtimes.stream_parser": ("Event",),
     "verifying": ("Verified", "verify_package"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

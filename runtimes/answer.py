@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gptoss_onnx.runtimes.generation import Options, generate_batch
-from gptoss_onnx.runtimes.harmony import Message, StreamParser
+from gptoss_onnx.runtimes.generation import Options, Result, generate_batch
+from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.reply import read_reply
+from gptoss_onnx.runtimes.stream_parser import kind_of
 
 
 def answer(
     package: Package, prompts: Sequence[str], *, raw: bool = False, **options: Any
 ) -> list[dict[str, Any]]:
-    """A dict a prompt: text, finish_reason, usage, and without `raw` the text of each channel.
+    """A dict a prompt: text, finish_reason, usage.
 
-    `raw` continues the prompt as it stands; else it is a user's message and the answer is the
-    final channel's text. `options` are those of `generation.Options`.
+    `raw` continues the prompt as it stands; else it is a user's message and the answer is the final
+    channel's text. Then there are also `messages`, all that the model wrote as a list of kind and
+    text, and `cut_in`, the kind of message in which the reply was cut, null when it is complete.
+    `options` are those of `generation.Options`.
     """
     if raw:
         ids = [package.tokenizer.encode(prompt) for prompt in prompts]
@@ -25,20 +29,24 @@ def answer(
         ids = [package.harmony.render([Message("user", prompt)]) for prompt in prompts]
     answers = []
     for result in generate_batch(package, ids, Options(**options)):
-        texts = (
-            {"text": package.tokenizer.decode(result.ids)}
+        said = (
+            {"text": package.tokenizer.decode(result.ids), "finish_reason": result.finish_reason}
             if raw
-            else _by_channel(package, result.ids)
+            else _reply(package, result)
         )
-        answers.append(
-            {**texts, "finish_reason": result.finish_reason, "usage": asdict(result.usage)}
-        )
+        answers.append({**said, "usage": asdict(result.usage)})
     return answers
 
 
-def _by_channel(package: Package, ids: Sequence[int]) -> dict[str, Any]:
-    parser = StreamParser(package.tokenizer)
-    channels: dict[str, str] = {}
-    for event in (*(e for token in ids for e in parser.feed(token)), *parser.finish()):
-        channels[event.channel] = channels.get(event.channel, "") + event.text
-    return {"text": channels.get("final", ""), "channels": channels}
+def _reply(package: Package, result: Result) -> dict[str, Any]:
+    reply = read_reply(package.tokenizer, result.ids, result.finish_reason)
+    return {
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "cut_in": reply.cut_in,
+        "messages": [
+            {"kind": kind_of(m), "text": m.content}
+            | ({"recipient": m.recipient} if m.is_call else {})
+            for m in reply.said
+        ],
+    }

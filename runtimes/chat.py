@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.generation import FinishReason, Generation, Options, Usage, generate
-from gptoss_onnx.runtimes.harmony import Event, Message, StreamParser, SystemPrompt, Tool
+from gptoss_onnx.runtimes.generation import Options, Usage, generate
+from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, called_name
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.reply import Reply, ToolCall
 from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.stream_parser import Event
 
 _DEFAULT_SYSTEM = SystemPrompt()
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """What the model asked for: `name` as `functions.weather`, `arguments` as it wrote them."""
-
-    name: str
-    arguments: str  # meant to be JSON; only a model wrote it, so parse it with care
 
 
 class Chat:
@@ -53,8 +47,7 @@ class Chat:
         self.session = session or Session(package)
         self.options = Options(**{"stop_ids": package.harmony.stop_ids, **options})
         self.messages: list[Message] = []
-        self.finish_reason: FinishReason | Literal["tool_call"] | None = None
-        self.tool_calls: list[ToolCall] = []
+        self.reply = self._new_reply()
         self.usage = Usage()
         self._lock = threading.Lock()
         self._cancel = threading.Event()
@@ -66,7 +59,7 @@ class Chat:
     def send_messages(self, messages: Sequence[Message], **options: Any) -> Iterator[Event]:
         """Add `messages` and stream the reply; `options` hold for this turn only.
 
-        Afterwards `finish_reason`, `tool_calls` and `usage` say how it ended.
+        Afterwards `reply`, `finish_reason`, `tool_calls` and `usage` say how it ended.
         """
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this chat is answering already: finish that or cancel it first")
@@ -84,13 +77,32 @@ class Chat:
         """Stream what the model says to the tool results added since its call."""
         return self.send_messages((), **options)
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the last reply ended: `stop`, `length`, `cancelled` or `tool_call`."""
+        return self.reply.finish_reason
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """What the last reply asks for."""
+        return self.reply.calls
+
     def add_tool_result(self, name: str, text: str) -> None:
-        """Answer the tool call of that name (`functions.weather`, or `weather` for short)."""
-        full = name if "." in name else f"functions.{name}"
-        if full not in [call.name for call in self.tool_calls]:
-            asked = ", ".join(call.name for call in self.tool_calls) or "no tool"
-            raise UserError(f"a result of {full} was not asked for: the model called {asked}")
-        self.messages.append(Message(full, text, "commentary", "assistant"))
+        """Answer the tool call of that name, as the model wrote it or without `functions.`"""
+        channels = {call.name: call.channel for call in self.tool_calls}
+        called = called_name(name, channels)
+        if called is None:
+            asked = ", ".join(channels) or "no tool"
+            raise UserError(f"a result of {name} was not asked for: the model called {asked}")
+        self.messages.append(Message(called, text, channels[called], "assistant"))
+
+    def answer_calls(self, run: Callable[[ToolCall], str]) -> None:
+        """Answer every tool call with what `run` says to it; then `resume`.
+
+        A call whose arguments are no JSON object is not run: the model is told so.
+        """
+        for call in self.tool_calls:
+            self.add_tool_result(call.name, call.error or run(call))
 
     def cancel(self) -> None:
         """End the turn that is under way, soon; without effect when there is none."""
@@ -98,34 +110,23 @@ class Chat:
 
     def _reply(self, options: Options) -> Iterator[Event]:
         self._cancel = threading.Event()
-        self.finish_reason, self.tool_calls = None, []
+        reply = self.reply = self._new_reply()
         prompt = self.package.harmony.render(
             self.messages, system=self.system, instructions=self.instructions, tools=self.tools
         )
-        parser = StreamParser(self.package.tokenizer)
         # Reuses the KV cache up to where this prompt differs: behind `<|start|>assistant` of the
         # last turn, whose reasoning is gone now. `generate` took a snapshot just there.
         generation = generate(self.session, prompt, options, self._cancel)
         try:
             for token in generation:
-                yield from parser.feed(token)
-            yield from parser.finish()
+                yield from reply.feed(token)
+            yield from reply.finish(generation.finish_reason or "cancelled")
         finally:
             # Also when the caller stopped listening: what was said is kept.
             generation.close()
-            parser.finish()
-            self._record(parser.messages, generation)
+            reply.finish(generation.finish_reason or "cancelled")
+            self.usage = generation.usage
+            self.messages += reply.messages
 
-    def _record(self, said: Sequence[Message], generation: Generation) -> None:
-        self.usage, self.finish_reason = generation.usage, generation.finish_reason
-        complete = generation.finish_reason == "stop"
-        for message in said:
-            # A model that left the format may speak for others: that is no part of the history.
-            if message.role != "assistant":
-                continue
-            call = message.recipient not in (None, "all", "assistant")
-            if call and complete:
-                self.tool_calls.append(ToolCall(str(message.recipient), message.content))
-                self.finish_reason = "tool_call"
-            if complete or not (call or message.channel == "analysis"):
-                self.messages.append(message)
+    def _new_reply(self) -> Reply:
+        return Reply(self.package.tokenizer, [tool.name for tool in self.tools])

@@ -1,4 +1,4 @@
-"""The harmony chat format: messages to token ids, and a reply's token ids back to messages.
+"""The harmony chat format: messages to token ids. `stream_parser` reads a reply's ids back.
 
 Prompts are built from ids: what a user typed is encoded as ordinary text, so it can never open a
 message of its own. Rendering follows OpenAI's `openai-harmony` id for id; tests compare the two.
@@ -7,32 +7,39 @@ message of its own. Rendering follows OpenAI's `openai-harmony` id for id; tests
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from gptoss_onnx.runtimes.harmony_tools import Tool as Tool
 from gptoss_onnx.runtimes.harmony_tools import render_tools
-from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 CHANNELS = ("analysis", "commentary", "final")
-_STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
-_CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
-_CONSTRAIN = "<|constrain|>"
-# A header is a role, a recipient, a channel and a content type. Longer text is a model that left
-# the format, and is passed on as content instead of being held back for ever.
-_LONGEST_HEADER = 256
+STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
+CONSTRAIN = "<|constrain|>"
+FUNCTIONS = "functions."  # the namespace of an application's own tools
+# Those a message can be meant for without being a call.
+_NO_TOOLS = (None, "all", "assistant", "user")
+_SPEAKERS = ("system", "developer", "user", "assistant")  # every other role is a tool
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message. A tool's result has the tool's name as role (`functions.weather`)."""
+    """One message. A tool's result has the tool's name as role (`functions.weather`).
+
+    A call names its tool behind the channel, as models write it, or before it: `recipient_in_role`.
+    """
 
     role: str
     content: str
     channel: str | None = None
     recipient: str | None = None
     content_type: str | None = None
+    recipient_in_role: bool = False
+
+    @property
+    def is_call(self) -> bool:
+        return self.role == "assistant" and self.recipient not in _NO_TOOLS
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,6 @@ class SystemPrompt:
 _DEFAULT_SYSTEM = SystemPrompt()
 
 
-@dataclass(frozen=True)
-class Event:
-    """A piece of a reply: whole characters of one channel."""
-
-    channel: str
-    text: str
-
-
 class Harmony:
     """Renders conversations for one tokenizer; ValueError when it lacks harmony's tokens."""
 
@@ -76,7 +75,7 @@ class Harmony:
         self._start, self._channel, self._message, self._end = map(
             tokenizer.special, ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
         )
-        self.stop_ids = frozenset(tokenizer.special(s) for s in _STOPS if tokenizer.has_special(s))
+        self.stop_ids = frozenset(tokenizer.special(s) for s in STOPS if tokenizer.has_special(s))
 
     def render(
         self,
@@ -97,7 +96,7 @@ class Harmony:
         if sections:
             head.append(Message("developer", "\n\n".join(sections)))
         ids: list[int] = []
-        for message in (*head, *_without_old_analysis(messages)):
+        for message in (*head, *shown_messages(messages)):
             ids += self._render_message(message)
         return ids + self._open_reply() if reply else ids
 
@@ -114,14 +113,16 @@ class Harmony:
     def _render_message(self, message: Message) -> list[int]:
         encode = self.tokenizer.encode
         ids = [self._start, *encode(message.role)]
-        if message.recipient is not None and message.recipient != "all":
-            ids += encode(f" to={message.recipient}")
+        named = message.recipient is not None and message.recipient != "all"
+        recipient = encode(f" to={message.recipient}") if named else []
+        if message.channel is None or message.role != "assistant" or message.recipient_in_role:
+            ids, recipient = ids + recipient, []
         if message.channel is not None:
-            ids += [self._channel, *encode(message.channel)]
+            ids += [self._channel, *encode(message.channel), *recipient]
         if message.content_type is not None:
-            if message.content_type.startswith(_CONSTRAIN):
-                ids += [*encode(" "), self.tokenizer.special(_CONSTRAIN)]
-                ids += encode(message.content_type.removeprefix(_CONSTRAIN))
+            if message.content_type.startswith(CONSTRAIN):
+                ids += [*encode(" "), self.tokenizer.special(CONSTRAIN)]
+                ids += encode(message.content_type.removeprefix(CONSTRAIN))
             else:
                 ids += encode(f" {message.content_type}")
         ids += [self._message, *encode(message.content)]
@@ -130,115 +131,40 @@ class Harmony:
         return [*ids, self.tokenizer.special("<|call|>") if calls else self._end]
 
 
-def _without_old_analysis(messages: Sequence[Message]) -> list[Message]:
-    """Drop the reasoning of answered turns; that of a turn still calling tools stays."""
-    finals = [i for i, m in enumerate(messages) if (m.role, m.channel) == ("assistant", "final")]
-    last = max(finals, default=-1)
-    return [m for i, m in enumerate(messages) if i > last or m.channel != "analysis"]
+def shown_messages(messages: Sequence[Message]) -> list[Message]:
+    """What of a history the model is shown, with no call or result that lacks the other.
 
-
-class StreamParser:
-    """Reads a reply token by token, from behind `<|start|>assistant`.
-
-    Models leave the format now and then, so no sequence of tokens is an error: a header is read
-    for what it holds, in any order, and text that never becomes a header is content.
+    The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls stay
+    with their results, on any channel; a call that had none when the user spoke again is dropped. A
+    result takes the name its call was made by.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.messages: list[Message] = []  # those completed so far
-        self._decoder = IncrementalDecoder(tokenizer)
-        marks = ("<|start|>", "<|end|>", _CHANNEL, _CONSTRAIN, _MESSAGE, *_STOPS)
-        self._marks = {tokenizer.special(m): m for m in marks if tokenizer.has_special(m)}
-        self._role = "assistant"  # what the next message's author is known to be
-        self._header: str | None = ""  # None while reading content
-        self._open = Message("assistant", "")
-        self._content: list[str] = []
-
-    def feed(self, token: int) -> list[Event]:
-        """What `token` completes: mostly one event or none."""
-        mark = self._marks.get(token)
-        if mark is None:
-            return self._text(self._decoder.feed(token))
-        events = self._text(self._decoder.finish())
-        if self._header is not None and mark in (_CHANNEL, _CONSTRAIN, _MESSAGE):
-            return events + self._text(mark)
-        if mark in (_CONSTRAIN, _MESSAGE):  # amid content they mean nothing
-            return events
-        author = self._open.role
-        events += self._close()
-        if mark == _CHANNEL:  # a message without an end before it: the same author goes on
-            self._role, self._header = author, _CHANNEL
-        return events
-
-    def finish(self) -> list[Event]:
-        """The end of the reply: held back bytes, and a message that nothing has closed."""
-        return self._text(self._decoder.finish()) + self._close()
-
-    def _text(self, text: str) -> list[Event]:
-        if not text:
-            return []
-        if self._header is None:
-            self._content.append(text)
-            return [Event(self._open.channel or "final", text)]
-        self._header += text
-        # Also the mark spelled in letters, which models that lost their special tokens write.
-        header, mark, content = self._header.partition(_MESSAGE)
-        if mark:
-            self._begin(_parse_header(self._role, header))
-            return self._text(content)
-        return self._give_up_header() if len(header) > _LONGEST_HEADER else []
-
-    def _begin(self, message: Message) -> None:
-        self._open, self._header, self._content = message, None, []
-
-    def _give_up_header(self) -> list[Event]:
-        """The model left the format: what looked like a header is what it said."""
-        header = self._header or ""
-        named = re.match(rf"[^<]*{re.escape(_CHANNEL)}({'|'.join(CHANNELS)})\b", header)
-        # A channel that was named still holds: reasoning must not turn into an answer.
-        channel, said = (named[1], header[named.end() :]) if named else ("final", header)
-        self._begin(Message("assistant", "", channel))
-        return self._text(said.replace(_CHANNEL, "").replace(_CONSTRAIN, ""))
-
-    def _close(self) -> list[Event]:
-        """Complete the open message and expect the next one's header."""
-        events: list[Event] = []
-        if self._header is not None:
-            words = self._header.strip()
-            message = _parse_header(self._role, self._header)
-            _, named, behind = words.partition(_CHANNEL)
-            # Without its content a header still says what it says, but more words are an answer.
-            if message.recipient or (named and len(behind.split()) < 2):
-                self._begin(message)
-            elif words and (self._role or not "assistant".startswith(words)):
-                events = self._give_up_header()
-        if self._header is None:
-            self.messages.append(replace(self._open, content="".join(self._content)))
-        self._role, self._header = "", ""
-        return events
+    answers = [i for i, m in enumerate(messages) if _is_answer(m)]
+    shown: list[Message] = []
+    waiting: list[tuple[int, str]] = []  # calls without a result: place in `shown`, tool's name
+    dropped: set[int] = set()
+    for place, message in enumerate(messages):
+        reasoning = message.role == "assistant" and message.channel == "analysis"
+        if reasoning and not message.is_call and answers and place < answers[-1]:
+            continue
+        if message.is_call:
+            waiting.append((len(shown), str(message.recipient)))
+        elif message.role == "user":
+            dropped |= {call for call, _ in waiting}
+            waiting = []
+        elif message.role not in _SPEAKERS:
+            name = called_name(message.role, [tool for _, tool in waiting])
+            if name is not None:
+                del waiting[[tool for _, tool in waiting].index(name)]
+                message = replace(message, role=name)
+        shown.append(message)
+    return [message for place, message in enumerate(shown) if place not in dropped]
 
 
-def _parse_header(role: str, header: str) -> Message:
-    """`[role] [to=name] [<|channel|>name] [to=name] [<|constrain|>type]`; `role` if known."""
-    # A channel whose mark is missing sticks to the role.
-    header = re.sub(rf"^\s*assistant({'|'.join(CHANNELS)})\b", rf"assistant{_CHANNEL}\1", header)
-    header = re.sub(rf"\s*{re.escape(_CONSTRAIN)}\s*", f" {_CONSTRAIN}", header)
-    channel = recipient = None
-    types: list[str] = []
-    marked = False
-    for word in header.replace(_CHANNEL, f" {_CHANNEL} ").split():
-        if word == _CHANNEL:
-            marked = True
-        elif word.startswith("to="):
-            recipient = word.removeprefix("to=") or recipient
-        elif channel is None and (marked or word in CHANNELS) and not word.startswith(_CONSTRAIN):
-            channel = word
-        elif not role and not marked:
-            role = word
-        elif word != role:
-            types.append(word)
-    role = role or "assistant"
-    if channel is None and role == "assistant":
-        # A call is not for the user to read, so without a channel it takes the calls' own.
-        channel = "commentary" if recipient else "final"
-    return Message(role, "", channel, recipient, " ".join(types) or None)
+def _is_answer(message: Message) -> bool:
+    return (message.role, message.channel) == ("assistant", "final") and not message.is_call
+
+
+def called_name(name: str, called: Collection[str]) -> str | None:
+    """Which of the names in `called` is meant by `name`: itself, or with or without `functions.`"""
+    forms = (name, FUNCTIONS + name, name.removeprefix(FUNCTIONS))
+    return next((form for form in forms if form in called), None)

@@ -17,7 +17,8 @@ from transformers import DynamicCache, GptOssForCausalLM
 
 from demo.training.checkpoint import read_model
 from demo.training.dataset import PAIRS
-from gptoss_onnx.runtimes.harmony import Harmony, Message, StreamParser, SystemPrompt
+from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
+from gptoss_onnx.runtimes.reply import read_reply
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1]
@@ -71,14 +72,11 @@ def exact_answers(folder: Path) -> dict[str, tuple[int, int]]:
     prompts = [harmony.render(messages, system=SYSTEM) for _, _, messages in asked]
     counts: dict[str, tuple[int, int]] = {"en": (0, 0), "zh": (0, 0), "second turn": (0, 0)}
     for place, reply in greedy(read_model(folder), prompts, harmony.stop_ids):
-        parser = StreamParser(harmony.tokenizer)
-        for token in reply:
-            parser.feed(token)
-        parser.finish()
+        said = read_reply(harmony.tokenizer, reply, "stop").said
         kind, row, _ = asked[place]
         wanted = Message("assistant", row["answer"], "final")
         exact, seen = counts[kind]
-        counts[kind] = exact + (parser.messages[-1:] == [wanted]), seen + 1
+        counts[kind] = exact + (said[-1:] == [wanted]), seen + 1
     return counts
 
 

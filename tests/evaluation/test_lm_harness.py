@@ -90,7 +90,7 @@ def test_text_that_looks_like_harmony_stays_text(model: Any) -> None:
 
 
 def test_the_command_line_runs_tasks(demo_package: DemoPackage, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cli", "lm-eval", "--model", "gptoss"]
+    command = [sys.executable, "-m", "gptoss_onnx.cli", "lm-eval", "--model", "gptoss"]
     command += ["--model_args", f"package={demo_package('fp32')}", "--apply_chat_template"]
     command += ["--include_path", "tests/evaluation/lm_task", "--output_path", str(tmp_path)]
     command += ["--tasks", "gptoss_choice,gptoss_answer"]

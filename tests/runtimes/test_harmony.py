@@ -9,6 +9,7 @@ import importlib.resources
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,9 @@ NESTED: dict[str, Any] = {
     "required": ["city", "legs"],
 }
 CALL = Message(
-    "assistant", '{"city":"Paris"}', "commentary", "functions.weather", "<|constrain|>json"
-)
+    "assistant", '{"city":"Paris"}', "commentary", "functions.weather", "<|constrain|>json",
+    recipient_in_role=True,
+)  # fmt: skip
 RESULT = Message("functions.weather", '{"sunny": true}', "commentary", "assistant")
 WEATHER = Tool("weather", "The weather.\nNow.", {"type": "object", "properties": {}})
 CONVERSATIONS: dict[str, dict[str, Any]] = {
@@ -246,7 +248,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     "call with a plain type": {
         "messages": [
             user("Paris?"),
-            Message("assistant", "{}", "commentary", "functions.weather", "json"),
+            Message("assistant", "{}", "commentary", "functions.weather", "json", True),
         ],
         "tools": [WEATHER],
     },
@@ -255,6 +257,33 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "tools": [WEATHER],
     },
     "to all": {"messages": [Message("user", "hi", recipient="all")]},
+}
+# What the reference cannot render: it always names a call's recipient before the channel, and drops
+# a call on the analysis channel but not its result.
+OTHERS: dict[str, dict[str, Any]] = {
+    "call behind its channel": {
+        "messages": [user("Paris?"), replace(CALL, recipient_in_role=False), RESULT],
+        "tools": [WEATHER],
+    },
+    "call without a channel": {"messages": [replace(CALL, channel=None), RESULT]},
+    "call on the analysis channel": {
+        "messages": [
+            user("1 + 1?"),
+            analysis("compute"),
+            Message("assistant", "print(1 + 1)", "analysis", "python", "code"),
+            Message("python", "2", "analysis", "assistant"),
+            final("2"),
+            user("ok"),
+        ]
+    },
+    "result by a short name": {
+        "messages": [user("Paris?"), CALL, Message("weather", "sun", "commentary", "assistant")]
+    },
+    "result without a call": {"messages": [user("Paris?"), RESULT]},
+    "call without a result": {"messages": [user("Paris?"), CALL, user("Never mind.")]},
+    "call to nobody": {
+        "messages": [user("hi"), Message("assistant", "a", "commentary", "user"), user("ok")]
+    },
 }
 
 
@@ -267,6 +296,21 @@ def test_renders_as_openai_does(
     ids = harmony.render(**conversation)
     assert oracle.decode(ids) == wanted  # the readable difference first
     assert ids == expected(oracle, **conversation)
+
+
+def test_a_call_behind_its_channel_is_read_by_openai_alike(
+    harmony: Harmony, oracle: reference.HarmonyEncoding
+) -> None:
+    opened = len(harmony.render([], system=None))
+    for call in (CALL, replace(CALL, recipient_in_role=False)):
+        ids = harmony.render([call], system=None, reply=False)
+        (read,) = oracle.parse_messages_from_completion_tokens(
+            ids[opened:], reference.Role.ASSISTANT
+        )
+        assert (read.channel, read.recipient) == (call.channel, call.recipient)
+        assert read.content_type == call.content_type
+        text = oracle.decode(ids)
+        assert ("<|channel|>commentary to=functions.weather" in text) != call.recipient_in_role
 
 
 def test_the_tokenizers_agree(harmony: Harmony, oracle: reference.HarmonyEncoding) -> None:

@@ -19,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_onnx.runtimes.generation import Options, generate
-from gptoss_onnx.runtimes.harmony import Event, Harmony, Message, StreamParser, SystemPrompt
+from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.reply import ToolCall, read_reply
 from gptoss_onnx.runtimes.sampling import Sampler, Sampling, SplitMix64
 from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.stream_parser import Event, StreamParser
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
-from tests.runtimes.test_harmony import CONVERSATIONS
-from tests.runtimes.test_stream_parser import LONG, REPLIES, encode
+from tests.runtimes.test_harmony import CONVERSATIONS, OTHERS
+from tests.runtimes.test_reply import ARGUMENTS, FOLLOWED
+from tests.runtimes.test_stream_parser import LONG, REPLIES, TOOLS, encode, random_reply
 from tests.runtimes.test_tokenizer import TEXTS
 
 FOLDER = Path(__file__).parent
@@ -111,7 +114,7 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 def harmony() -> Json:
     render = Harmony(Tokenizer(DEMO)).render
     cases = []
-    for name, given in CONVERSATIONS.items():
+    for name, given in (CONVERSATIONS | OTHERS).items():
         arguments = {"system": SystemPrompt(date=DATE), **given}
         tools = [replace(t, parameters=_portable(t.parameters)) for t in given.get("tools", ())]
         arguments["tools"] = tools
@@ -144,7 +147,7 @@ def _portable(value: Any) -> Any:
 
 
 def _message(message: Message) -> Json:
-    return {key: value for key, value in asdict(message).items() if value is not None}
+    return {key: value for key, value in asdict(message).items() if value not in (None, False)}
 
 
 def stream_parse() -> Json:
@@ -157,7 +160,7 @@ def stream_parse() -> Json:
     )
     cases = []
     for name, text in texts.items():
-        for by_byte in (False, True):
+        for by_byte in (False, True) if len(text) < len(LONG) else (False,):
             ids = encode(tokenizer, text, by_byte=by_byte)
             case = _parsed(tokenizer, f"{name}, by byte" if by_byte else name, ids)
             # Every point at which the stream may end.
@@ -169,25 +172,60 @@ def stream_parse() -> Json:
     spelled = tokenizer.encode("<|channel|>analysis<|message|>Hm <|end|>")
     cases.append(_parsed(tokenizer, "marks in letters", spelled))
     draw = random.Random(4)
-    marks = list(range(4087, 4096))
-    names = encode(tokenizer, "assistant user to=functions.f analysis final commentary json 🎉")
     for number in range(60):
-        pools = draw.choices([marks, names, range(-2, 5000)], k=draw.randrange(60))
-        ids = [draw.choice(pool) for pool in pools]
-        cases.append(_parsed(tokenizer, f"random {number}", ids))
-    return {"tokenizer": "demo/tokenizer.json", "replies": cases}
+        cases.append(_parsed(tokenizer, f"random {number}", random_reply(tokenizer, draw)))
+    return {"tokenizer": "demo/tokenizer.json", "tools": list(TOOLS), "replies": cases}
 
 
 def _parsed(tokenizer: Tokenizer, name: str, ids: list[int]) -> Json:
-    parser = StreamParser(tokenizer)
+    parser = StreamParser(tokenizer, TOOLS)
     events = [[_event(e) for e in parser.feed(token)] for token in ids]
     events.append([_event(e) for e in parser.finish()])
     found = [_message(message) for message in parser.messages]
     return {"name": name, "ids": ids, "events": events, "messages": found}
 
 
-def _event(event: Event) -> list[str]:
-    return [event.channel, event.text]
+def _event(event: Event) -> list[Any]:
+    called = [] if event.recipient is None else [event.recipient]
+    return [event.kind, event.text, event.message, *called]
+
+
+def reply() -> Json:
+    """Replies in a conversation: what is kept of them, and what the model is shown next."""
+    tokenizer = Tokenizer(DEMO)
+    harmony = Harmony(tokenizer)
+    cases = []
+    for name, (text, reason, behind) in FOLLOWED.items():
+        ids = encode(tokenizer, text)
+        found = read_reply(tokenizer, ids, reason, TOOLS)
+        messages = [Message("user", "Weather?"), *found.messages, *behind]
+        next_ids = harmony.render(messages, system=None)
+        cases.append({
+            "name": name,
+            "ids": ids,
+            "reason": reason,
+            "text": found.text,
+            "finish_reason": found.finish_reason,
+            "cut_in": found.cut_in,
+            "messages": [_message(m) for m in found.messages],
+            "calls": [_call(call) for call in found.calls],
+            "then": [_message(m) for m in behind],
+            "next": tokenizer.show(next_ids),
+            "next_ids": next_ids,
+        })  # fmt: skip
+    return {
+        "tokenizer": "demo/tokenizer.json",
+        "tools": list(TOOLS),
+        "replies": cases,
+        "arguments": [
+            {"name": name, "text": text, "good": ToolCall(name, text).error is None}
+            for name, text in ARGUMENTS
+        ],
+    }
+
+
+def _call(call: ToolCall) -> Json:
+    return asdict(call) | {"error": call.error}
 
 
 def sampling() -> Json:
@@ -262,6 +300,7 @@ FILES: dict[str, Callable[[], Json]] = {
     "tokenization.json": tokenization,
     "harmony.json": harmony,
     "stream_parse.json": stream_parse,
+    "reply.json": reply,
     "sampling.json": sampling,
 }
 

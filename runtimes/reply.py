@@ -1,0 +1,127 @@
+"""What a model answers: its tokens to what a caller sees, the same in every entry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gptoss_onnx.runtimes.generation import FinishReason
+from gptoss_onnx.runtimes.harmony import Message
+from gptoss_onnx.runtimes.header import TEXT_TOOLS
+from gptoss_onnx.runtimes.stream_parser import Event, StreamParser, kind_of
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """What the model asked for: `name` and `arguments` as it wrote them, of a tool or of none."""
+
+    name: str  # as `functions.weather`
+    arguments: str  # a JSON object, unless `error` says that it is none
+    channel: str = "commentary"
+
+    @property
+    def error(self) -> str | None:
+        """Why the call cannot be made, for the model to read: one line; None when it can."""
+        if self.name in TEXT_TOOLS or _is_object(self.arguments):
+            return None
+        return (
+            "Error: the arguments are no JSON object, so nothing was called. Call again with one."
+        )
+
+
+def _is_object(text: str) -> bool:
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return isinstance(json.loads(text, parse_constant=refuse), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+class Reply:
+    """A reply on its way: feed it tokens and it tells events; all else is whole after `finish`."""
+
+    def __init__(self, tokenizer: Tokenizer, tools: Collection[str] = ()) -> None:
+        """`tools` are the names of those that the model may call."""
+        self.text = ""  # the answer: what the final channel says
+        self.finish_reason: FinishReason | Literal["tool_call"] | None = None
+        self._parser = StreamParser(tokenizer, tools)
+        self._answer: int | None = None  # the last message in `text`
+
+    def feed(self, token: int) -> list[Event]:
+        """What `token` completes."""
+        return self._tell(self._parser.feed(token))
+
+    def finish(self, reason: FinishReason) -> list[Event]:
+        """What was held back; `reason` is why no more tokens come."""
+        if self.finish_reason is not None:
+            return []
+        self.finish_reason = reason
+        events = self._tell(self._parser.finish())
+        if self.calls:
+            self.finish_reason = "tool_call"
+        return events
+
+    def _tell(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            if event.kind == "final":
+                apart = "\n\n" if self._answer not in (None, event.message) else ""
+                self.text += apart + event.text
+                self._answer = event.message
+        return events
+
+    @property
+    def said(self) -> list[Message]:
+        """The assistant's messages so far, the last one maybe cut."""
+        # A model that left the format may speak for others: that is no part of its reply.
+        return [message for message in self._parser.messages if message.role == "assistant"]
+
+    @property
+    def complete(self) -> bool:
+        return self.finish_reason in ("stop", "tool_call")
+
+    @property
+    def messages(self) -> list[Message]:
+        """What to add to the history.
+
+        Of a reply that was cut, what a reader saw: its reasoning and calls are dropped, so that the
+        next turn starts from a conversation the model knows the form of.
+        """
+        if self.complete:
+            return self.said
+        shown = ("commentary", "final")
+        return [m for m in self.said if kind_of(m) in shown and m.content.strip()]
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of a complete reply, in order."""
+        return [
+            ToolCall(str(m.recipient), m.content, m.channel or "commentary")
+            for m in (self.said if self.complete else ())
+            if m.is_call
+        ]
+
+    @property
+    def cut_in(self) -> str | None:
+        """Of a reply that was cut: which kind of message it was in; None of a complete one."""
+        if self.complete or self.finish_reason is None:
+            return None
+        return kind_of(self.said[-1]) if self.said else "analysis"
+
+
+def read_reply(
+    tokenizer: Tokenizer,
+    ids: Iterable[int],
+    reason: FinishReason,
+    tools: Collection[str] = (),
+) -> Reply:
+    """A reply that is there already, from its `ids`."""
+    reply = Reply(tokenizer, tools)
+    for token in ids:
+        reply.feed(token)
+    reply.finish(reason)
+    return reply
