@@ -1,4 +1,5 @@
-# Every target sets itself up: a virtual environment in .venv, made once for each pyproject.toml.
+# Every target sets itself up: a virtual environment in .venv with what the target needs and no
+# more (an extra of pyproject.toml), made once for each pyproject.toml.
 MODEL ?= demo
 TARGET ?= cpu
 QUANT ?= int4
@@ -10,18 +11,20 @@ CALIBRATE ?=
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
+EXPORT = $(VENV)/.export
+EVAL = $(VENV)/.eval
 DEV = $(VENV)/.dev
 ROOMS = export graph_passes runtimes evaluation tuning mobile
 SOURCES = $(shell find $(ROOMS) gptoss_onnx -name '*.py')
 
 JS = runtimes/javascript
 
-.PHONY: export test test-js test-arm64 test-cuda chat chat-node chat-web bench lint verify eval clean
+.PHONY: export test test-fast test-js test-arm64 test-cuda npm-package chat chat-node chat-web bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
 # A package is made again when the code, the recipe or a local checkpoint is newer than it.
-$(OUT)/manifest.json: $(DEV) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json)
+$(OUT)/manifest.json: $(EXPORT) $(SOURCES) $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json)
 	$(BIN)/gptoss export $(MODEL) --target $(TARGET) --quant $(QUANT) \
 		$(if $(MIN_RUNTIME),--min-runtime $(MIN_RUNTIME)) \
 		$(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(OUT) --force
@@ -44,8 +47,12 @@ bench: export
 verify: export
 	$(BIN)/gptoss verify $(OUT) --against $(MODEL)
 
-eval: export
+eval: $(EVAL) export
 	$(BIN)/gptoss eval $(OUT) --against $(MODEL) --report $(OUT)-report
+
+# Work in progress: under three minutes.
+test-fast: $(DEV)
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -57,6 +64,11 @@ test-js: $(JS)/node_modules/.package-lock.json
 	$(MAKE) export MODEL=demo TARGET=node QUANT=int4 OUT=build/demo-node-int4
 	$(MAKE) export MODEL=demo TARGET=web QUANT=int4 OUT=build/demo-web-int4
 	cd $(JS) && npm run --silent build && npm run --silent typecheck && npm test --silent
+
+# The JavaScript runtime as npm installs it, build/gptoss-onnx-<version>.tgz.
+npm-package: $(JS)/dist/node.js
+	mkdir -p build
+	npm pack --silent --pack-destination build ./$(JS)
 
 $(JS)/dist/node.js: $(JS)/node_modules/.package-lock.json $(wildcard $(JS)/src/*.ts)
 	cd $(JS) && npm run --silent build
@@ -90,11 +102,11 @@ lint: $(DEV)
 	@ln -sfn $(foreach room,$(ROOMS),$(CURDIR)/$(room)) $(wildcard $(CURDIR)/gptoss_onnx/*.py) build/typed/gptoss_onnx/
 	$(BIN)/mypy
 
-$(DEV): pyproject.toml
+$(VENV)/.%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	touch $@ $(if $(filter dev,$*),$(EXPORT) $(EVAL)) $(if $(filter eval,$*),$(EXPORT))
 
 clean:
 	rm -rf build $(VENV)

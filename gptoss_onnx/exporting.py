@@ -62,9 +62,9 @@ def export_package(
 
     `output` is build/<model>-<target>-<quant> unless given; it is there whole or not at all.
     `target` is one of `gptoss targets`, or several with commas between them; `changes` are
-    "group=format", as "lm_head=int8:64". The other choices are those of `gptoss export --help`, `options` the rest
-    of `Options` (link, force, all_logits, kv, full_kv, activations). `progress` makes a bar for a
-    unit, "steps" or "bytes"; `warn` is told, a line each, what was exported but may disappoint.
+    "group=format", as "lm_head=int8:64". The other choices are those of `gptoss export --help`,
+    `options` the rest of `Options` (link, force, all_logits, kv, full_kv, activations). `progress`
+    makes a bar for a unit, "steps" or "bytes"; `warn` is told, a line each, what may disappoint.
     UserError for what cannot be done, before anything is written where it can be known.
 
     >>> from gptoss_onnx import export_package
