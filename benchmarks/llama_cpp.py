@@ -31,7 +31,16 @@ FILE = click.Path(exists=True, path_type=Path)
 def main(package: Path, gguf: Path, llama_bench: Path, threads: int, runs: int) -> None:
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
-        ours = run(sys.executable, "-m", "cli", "bench", package, "--threads", threads, "--json")
+        ours = run(
+            sys.executable,
+            "-m",
+            "gptoss_onnx.cli",
+            "bench",
+            package,
+            "--threads",
+            threads,
+            "--json",
+        )
         for test in ("prefill", "decode"):
             figures.setdefault(f"{test} ours", []).append(ours[f"{test}_tokens_per_second"])
         figures.setdefault("GB/s", []).append(ours["memory_bandwidth"] / 1e9)

@@ -185,7 +185,16 @@ def test_an_interrupt_leaves_what_was_there(
     if number == signal.SIGTERM:
         shutil.copytree(made, output)
     before = os.listdir(tmp_path)
-    command = [sys.executable, "-m", "cli", "export", str(large), "--force", "--quant", "fp32"]
+    command = [
+        sys.executable,
+        "-m",
+        "gptoss_onnx.cli",
+        "export",
+        str(large),
+        "--force",
+        "--quant",
+        "fp32",
+    ]
     process = subprocess.Popen(
         [*command, "--output", str(output)],
         cwd=ROOT,

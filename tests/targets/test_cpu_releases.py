@@ -120,7 +120,16 @@ def test_a_package_for_a_newer_release_does_not_load(demo_package: DemoPackage) 
 
 def test_a_release_too_old_for_any_package_is_told_in_one_line(tmp_path: Path) -> None:
     package = tmp_path / "package"
-    command = ["-m", "cli", "export", str(DEMO), "--min-runtime", "1.10", "--output", str(package)]
+    command = [
+        "-m",
+        "gptoss_onnx.cli",
+        "export",
+        str(DEMO),
+        "--min-runtime",
+        "1.10",
+        "--output",
+        str(package),
+    ]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     line = (
         "Error: cpu on ONNX Runtime 1.10: packages can be for 1.32, 1.31, 1.29, 1.27, 1.24 or newer"
