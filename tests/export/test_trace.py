@@ -25,12 +25,14 @@ from gptoss_onnx.export.synthetic import GEOMETRIES, HARMONY_IDS, _config
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.runtimes.bench import memory
 
-config = _config(GEOMETRIES["gpt-oss-20b"], "mxfp4", HARMONY_IDS)
+tiny, published = (_config(GEOMETRIES[n], "mxfp4", HARMONY_IDS) for n in ("tiny", "gpt-oss-20b"))
+trace(GptOssSpec.from_config(tiny))  # imports what torch imports late: its build decides the size
+before = memory()[0]
 start = time.process_time()
-graph = trace(GptOssSpec.from_config(config)).graph
+graph = trace(GptOssSpec.from_config(published)).graph
 print(json.dumps({
     "seconds": time.process_time() - start,
-    "peak_mb": memory()[0] / 2**20,
+    "added_mb": (memory()[0] - before) / 2**20,
     "moe": sum(node.op_type == "MoE" for node in graph),
     "parameters": sum(math.prod(v.shape) for v in graph.initializers.values()),
 }))
@@ -127,7 +129,7 @@ def test_weights_have_the_checkpoints_names_and_no_value(model: ir.Model, spec: 
 
 
 def test_the_published_geometry_is_traced_in_little_memory() -> None:
-    """24 layers of 20.9 billion parameters: torch alone is 350 MB, the graph little more."""
+    """24 layers of 20.9 billion parameters, beyond what a trace of a tiny model takes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", PUBLISHED],
@@ -140,5 +142,5 @@ def test_the_published_geometry_is_traced_in_little_memory() -> None:
     measured = json.loads(run.stdout.splitlines()[-1])
     assert measured["moe"] == 24
     assert measured["parameters"] > 20.9e9
-    assert measured["peak_mb"] < 700
+    assert measured["added_mb"] < 100  # its weights are 84 GB
     assert measured["seconds"] < 60

@@ -170,7 +170,7 @@ def test_a_tool_call_and_its_result(package: Package, model: TinyModel, says: Sc
 
 def test_only_a_call_that_was_made_can_be_answered(package: Package, says: Script) -> None:
     chat = make(package, tools=[TOOL])
-    with pytest.raises(UserError, match="of weather was not asked for: .* no tool"):
+    with pytest.raises(UserError, match=r"of weather was not asked for: .* no tool"):
         chat.add_tool_result("weather", "sun")
     says(CALL)
     list(chat.send("Weather?"))
