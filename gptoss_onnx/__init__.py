@@ -12,6 +12,9 @@ Join two or more pathname components, inserting '/' as needed.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from gptoss_onnx.runtimes.sampling import Sampling
     from gptoss_onnx.runtimes.stream_parser import Event
     from gptoss_onnx.verifying import Verified, verify_package
+
+# From 1.29 on ONNX Runtime reports its use to its maker, unless it is told not to: as it is imported
+# it opens a database in the user's cache, notes the process there, and uploads from it later.
+if os.environ.setdefault("ORT_DISABLE_TELEMETRY", "") == "":
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if "onnxruntime" in sys.modules:
+        sys.modules["onnxruntime"].disable_telemetry_events()
+        warnings.warn(
+            "onnxruntime was imported before gptoss_onnx and may have noted this process for its "
+            "maker; import gptoss_onnx first, or set ORT_DISABLE_TELEMETRY=1",
+            stacklevel=2,
+        )
 
 # Loaded when asked for: an import costs nothing that is not used, and torch is an export's alone.
 _HOMES = {
