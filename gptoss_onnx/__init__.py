@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from gptoss_onnx.runtimes.stream_parser import Event
     from gptoss_onnx.verifying import Verified, verify_package
 
-# From 1.29 on ONNX Runtime reports its use to its maker, unless it is told not to: as it is imported
-# it opens a database in the user's cache, notes the process there, and uploads from it later.
+# From 1.29 on ONNX Runtime reports its use to its maker, unless it is told not to: as it is
+# imported it opens a database in the user's cache, notes the process, and uploads that later.
 if os.environ.setdefault("ORT_DISABLE_TELEMETRY", "") == "":
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if "onnxruntime" in sys.modules:

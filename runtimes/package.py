@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import onnxruntime
 
@@ -20,9 +20,30 @@ from gptoss_onnx.runtimes.tokenizer import Tokenizer
 # Providers whose libraries pip may have put beside ONNX Runtime, where the system does not look.
 _WITH_LIBRARIES = frozenset({"CUDAExecutionProvider"})
 
+_Part = TypeVar("_Part")
+
+
+class _LoadedOnce(Generic[_Part]):
+    """A part of a package that loads when first asked for: once, also by several threads.
+
+    functools.cached_property has no lock from Python 3.12 on.
+    """
+
+    def __init__(self, load: Callable[[Any], _Part]) -> None:
+        self._load = load
+        self._name = load.__name__
+        self.__doc__ = load.__doc__
+
+    def __get__(self, package: Package, owner: type[Package]) -> _Part:
+        with package.loading:
+            if self._name not in vars(package):  # which is looked into first from then on
+                vars(package)[self._name] = self._load(package)
+            part: _Part = vars(package)[self._name]
+            return part
+
 
 class Package:
-    """An opened package. Tokenizer and graph load when first asked for."""
+    """An opened package. Tokenizer and graph load when first asked for, once, from any thread."""
 
     def __init__(
         self,
@@ -33,6 +54,7 @@ class Package:
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.loading = threading.RLock()  # one part needs another: harmony the tokenizer
         self._threads = threads
         self._providers = providers
 
@@ -59,25 +81,25 @@ class Package:
             raise UserError(f"{folder}: {problems[0]}{more}; export or copy the package again")
         return cls(folder, manifest, threads, providers)
 
-    @cached_property
+    @_LoadedOnce
     def tokenizer(self) -> Tokenizer:
         try:
             return Tokenizer(self.folder)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: the package has no tokenizer.json") from error
 
-    @cached_property
+    @_LoadedOnce
     def harmony(self) -> Harmony:
         try:
             return Harmony(self.tokenizer)
         except ValueError as error:
             raise UserError(f"{self.folder}: cannot chat: {error}") from error
 
-    @cached_property
+    @_LoadedOnce
     def config(self) -> Mapping[str, Any]:
         return self._optional_json("config.json")
 
-    @cached_property
+    @_LoadedOnce
     def generation_config(self) -> Mapping[str, Any]:
         return self._optional_json("generation_config.json")
 
@@ -85,7 +107,7 @@ class Package:
         path = self.folder / name
         return read_json(path) if path.exists() else {}
 
-    @cached_property
+    @_LoadedOnce
     def stop_ids(self) -> frozenset[int]:
         """`eos_token_id` of generation_config.json, or of config.json; harmony's without either."""
         for config in (self.generation_config, self.config):
@@ -94,12 +116,12 @@ class Package:
                 return frozenset(ids if isinstance(ids, list) else [ids])
         return self.harmony.stop_ids
 
-    @cached_property
+    @_LoadedOnce
     def sampling(self) -> Sampling:
         """The sampling that generation_config.json asks for."""
         return Sampling.from_config(self.generation_config)
 
-    @cached_property
+    @_LoadedOnce
     def graph(self) -> onnxruntime.InferenceSession:
         """The loaded graph; weights stay mapped from the package's files where ONNX Runtime can."""
         options = onnxruntime.SessionOptions()

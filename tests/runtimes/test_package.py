@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from gptoss_onnx.runtimes import manifest as manifest_module
@@ -210,3 +213,26 @@ def test_no_tokenizer(copy: Path) -> None:
     write_manifest(copy, json.loads((copy / MANIFEST).read_text()))
     with pytest.raises(UserError, match="no tokenizer"):
         _ = Package.open(copy).tokenizer
+
+
+def test_threads_that_ask_at_once_load_once(
+    package_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, made = Package.open(package_folder), []
+    real = onnxruntime.InferenceSession
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    ready = threading.Barrier(4)
+
+    def ask(_: int) -> Any:
+        ready.wait()
+        return package.graph, package.tokenizer
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ask, range(4)))
+    assert len(set(found)) == 1
+    assert len(made) == 1

@@ -26,7 +26,7 @@ def run(demo_package: DemoPackage, tmp_path: Path) -> Callable[..., tuple[bool, 
     """Whether a command kept a database, and what it said on stderr."""
 
     def run(*command: str, **wanted: str) -> tuple[bool, str]:
-        # A bare environment: where a variable says CI (CI, GITHUB_ACTIONS, …) it keeps none unasked.
+        # A bare environment: where a variable says CI (or GITHUB_ACTIONS, …) it keeps none unasked.
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **wanted}
         arguments = [sys.executable, *command, str(demo_package("int4"))]
         arguments += ["What does os.path.join do?"]
