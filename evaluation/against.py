@@ -9,7 +9,7 @@ from typing import Any
 
 from gptoss_onnx.evaluation.parity import parity
 from gptoss_onnx.evaluation.verify import not_run
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export_portable
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import write_report
@@ -22,7 +22,7 @@ def compare(folder: Path, checkpoint: str) -> dict[str, Any]:
     The portable graph is float32 and lives in a temporary folder beside the package meanwhile.
     """
     package = Package.open(folder)
-    opened = Checkpoint.open(checkpoint)
+    opened = open_checkpoint(checkpoint)
     source = package.manifest.source.get("name")
     if opened.name != source:
         raise UserError(f"{folder}: was made from {source}, not from {opened.name}")

@@ -48,10 +48,10 @@ def eval_command(
     from gptoss_onnx.evaluation.gate import Gate, failures
     from gptoss_onnx.evaluation.recommend import recommendation
     from gptoss_onnx.evaluation.results import record, summary
-    from gptoss_onnx.export.checkpoint import Checkpoint
+    from gptoss_onnx.export.checkpoint import open_checkpoint
 
     gates = [Gate.parse(condition) for condition in conditions]
-    checkpoint = Checkpoint.open(against)
+    checkpoint = open_checkpoint(against)
     with stage_progress("tokens") as progress:
         figures, reference = evaluate(
             package, checkpoint, Options(**options, sensitivity=sensitivity), progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from gptoss_onnx.evaluation.reference import Progress, Reference, portable_graph
 from gptoss_onnx.evaluation.scoring import by_group, score, worst_tokens
 from gptoss_onnx.evaluation.sensitivity import TOKENS, sensitivity
 from gptoss_onnx.evaluation.statistics import histogram, metrics, router_agreement
-from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.evaluation.texts import Passage, Text, read_passages
 from gptoss_onnx.evaluation.units import subset
 from gptoss_onnx.evaluation.verify import providers_here
 from gptoss_onnx.export.checkpoint import Checkpoint
@@ -58,10 +57,13 @@ def evaluate(
     here = providers_here(Manifest.load(folder))
     package = Package.open(folder, threads=options.threads, providers=here or None)
     _same_source(package, checkpoint)
-    path = options.text or checkpoint.path / HELD_OUT
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a text to evaluate on with --text FILE")
-    passages = read_passages(path, package.harmony, package.manifest.context_length)
+    held_out = Text.beside(checkpoint, HELD_OUT)
+    text = Text.read(options.text) if options.text else held_out
+    if text is None:
+        raise UserError(
+            f"{checkpoint.place}: no {HELD_OUT}; give a text to evaluate on with --text FILE"
+        )
+    passages = read_passages(text, package.harmony, package.manifest.context_length)
     with ExitStack() as stack:
         portable = _once(lambda: stack.enter_context(portable_graph(checkpoint)))
         expected = reference(checkpoint, passages, portable, progress, options.threads)
@@ -69,7 +71,7 @@ def evaluate(
         languages, channels = by_group(tokens, passages)
         figures = {
             "source": package.manifest.source,
-            "text": _described(path, passages),
+            "text": _described(text, passages),
             "quant": package.manifest.quant,
             "method": package.manifest.rounding.get("method", "search"),
             "kv": package.manifest.kv.dtype,
@@ -88,8 +90,8 @@ def evaluate(
             figures["sensitivity"] = sensitivity(
                 folder, portable(), part, known, progress, options.threads
             )
-        asked = options.questions or checkpoint.path / QUESTIONS
-        if options.questions or asked.is_file():
+        asked = options.questions or Text.beside(checkpoint, QUESTIONS)
+        if asked is not None:
             questions = read_questions(asked, package.harmony, options.limit)
             theirs = reference_replies(
                 expected, portable, questions, package.stop_ids, progress, options.threads
@@ -113,15 +115,15 @@ def _same_source(package: Package, checkpoint: Checkpoint) -> None:
     same_format = source.get("expert_format") == checkpoint.expert_format
     if not same_format or GptOssSpec.from_config(package.config) != checkpoint.spec:
         raise UserError(
-            f"{package.folder}: was made from another {named} than {checkpoint.path}, of other "
+            f"{package.folder}: was made from another {named} than {checkpoint.place}, of other "
             "sizes; give that checkpoint with --against"
         )
 
 
-def _described(path: Path, passages: list[Passage]) -> dict[str, Any]:
+def _described(text: Text, passages: list[Passage]) -> dict[str, Any]:
     return {
-        "name": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "name": text.name,
+        "sha256": text.sha256,
         "passages": len(passages),
         "tokens": sum(passage.tokens for passage in passages),
     }

@@ -14,7 +14,7 @@ import numpy as np
 from gptoss_onnx.evaluation.graph_runner import GraphRunner
 from gptoss_onnx.evaluation.reference import Progress, Reference
 from gptoss_onnx.evaluation.statistics import interval
-from gptoss_onnx.evaluation.texts import SYSTEM, read_conversations
+from gptoss_onnx.evaluation.texts import SYSTEM, Text, read_conversations
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, generate_batch
@@ -34,7 +34,7 @@ class Question:
     answer: str  # the answer wanted, word for word
 
 
-def read_questions(path: Path, harmony: Harmony, limit: int) -> list[Question]:
+def read_questions(path: Path | Text, harmony: Harmony, limit: int) -> list[Question]:
     """The last answer of each conversation is what is asked for; at most `limit`, spread evenly."""
     questions = []
     for where, messages, row in read_conversations(path):
@@ -44,7 +44,8 @@ def read_questions(path: Path, harmony: Harmony, limit: int) -> list[Question]:
         prompt = harmony.render(asked, system=SYSTEM, instructions=row.get("instructions"))
         questions.append(Question(tuple(prompt), messages[-1].content))
     if not questions:
-        raise UserError(f"{path}: holds no conversation to ask")
+        where = path.where if isinstance(path, Text) else str(path)
+        raise UserError(f"{where}: holds no conversation to ask")
     step = -(-len(questions) // limit)
     return questions[::step]
 

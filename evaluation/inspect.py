@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.verify import operators
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest, graph_files
 
 
@@ -95,7 +95,7 @@ def _stored(folder: Path, graph: str) -> set[tuple[str, int, int]]:
 
 
 def _checkpoint(source: str) -> dict[str, Any]:
-    checkpoint = Checkpoint.open(source)
+    checkpoint = open_checkpoint(source)
     views = checkpoint.tensors.values()
     size = Counter[str]()
     for view in views:

@@ -36,17 +36,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("GPTOSS_CACHE") or Path.home() / ".cache" / "gptoss-onnx")
 
 
-def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 of a checkpoint's configuration and weights."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in checkpoint.path.iterdir() if p.is_file()):
-        if path.suffix in (".safetensors", ".json"):
-            with path.open("rb") as stream:
-                digest.update(path.name.encode())
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 @contextmanager
 def portable_graph(checkpoint: Checkpoint) -> Iterator[Path]:
     """The portable graph in float32, there for as long as it is used."""
@@ -100,7 +89,7 @@ def reference(
     UserError where its logits do not fit on the disk.
     """
     spec = checkpoint.spec
-    inputs = [FORMAT, checkpoint_hash(checkpoint), [[p.ids, _spans(p)] for p in passages]]
+    inputs = [FORMAT, checkpoint.fingerprint(), [[p.ids, _spans(p)] for p in passages]]
     key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     folder = cache_root() / "reference" / key
     if not folder.is_dir():

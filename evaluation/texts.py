@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 
 SYSTEM = SystemPrompt(date="2026-01-01")  # fixed: figures of two days must agree
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a file says; `where` is its path, or its name in a checkpoint."""
+
+    where: str
+    content: str
+
+    @property
+    def name(self) -> str:
+        return PurePath(self.where).name
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content.encode("utf-8")).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> Text:
+        """UserError for a file that cannot be read."""
+        try:
+            return cls(str(path), path.read_bytes().decode("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+    @classmethod
+    def beside(cls, checkpoint: Checkpoint, name: str) -> Text | None:
+        """A text that comes with a checkpoint's weights; None where there is none."""
+        content = checkpoint.text(name)
+        return None if content is None else cls(f"{checkpoint.place}/{name}", content)
 
 
 @dataclass(frozen=True)
@@ -37,7 +69,7 @@ class Passage:
         return sum(span.stop - span.start for span in self.spans)
 
 
-def read_passages(path: Path, harmony: Harmony, context_length: int) -> list[Passage]:
+def read_passages(path: Path | Text, harmony: Harmony, context_length: int) -> list[Passage]:
     """Passages of a file: `.jsonl` has a conversation or a text a line, any other is plain text.
 
     A conversation is `{"messages": [{"role", "content", "analysis"?}, ...], "language"?,
@@ -48,35 +80,37 @@ def read_passages(path: Path, harmony: Harmony, context_length: int) -> list[Pas
     than the context, and a file without a token that counts.
     """
     passages: list[Passage] = []
-    for where, row in _rows(path):
+    text = path if isinstance(path, Text) else Text.read(path)
+    for where, row in _rows(text):
         if "text" in row:
             passages += _text(row, harmony, context_length)
         else:
             passages.append(_conversation(row, where, harmony, context_length))
     if not any(passage.tokens for passage in passages):
-        raise UserError(f"{path}: holds no token to evaluate; give it text or assistant messages")
+        raise UserError(
+            f"{text.where}: holds no token to evaluate; give it text or assistant messages"
+        )
     return passages
 
 
-def read_conversations(path: Path) -> Iterator[tuple[str, list[Message], Mapping[str, Any]]]:
+def read_conversations(
+    path: Path | Text,
+) -> Iterator[tuple[str, list[Message], Mapping[str, Any]]]:
     """(where, messages, the line) of every conversation in a chat JSONL file."""
-    for where, row in _rows(path):
+    for where, row in _rows(path if isinstance(path, Text) else Text.read(path)):
         if "messages" in row:
             yield where, _messages(row, where), row
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix != ".jsonl":
-        yield str(path), {"text": text}
+def _rows(text: Text) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not text.name.endswith(".jsonl"):
+        yield text.where, {"text": text.content.replace("\r\n", "\n")}
         return
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other line separators
+    # JSON may hold other line separators.
+    for number, line in enumerate(text.content.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
+        where = f"{text.where}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import EMBEDDING, LM_HEAD, Checkpoint
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.weights import Array, ExpertWeight, FloatWeight
@@ -28,7 +28,8 @@ def bind(model: ir.Model, checkpoint: Checkpoint) -> None:
             source = checkpoint.expert_weight(layer, projection)  # type: ignore[arg-type]
             tensor = ExpertWeight(source, _to_float)
         else:
-            tensor = FloatWeight([checkpoint.tensors[name]])
+            tied = name == LM_HEAD and checkpoint.spec.tie_word_embeddings
+            tensor = FloatWeight([checkpoint.tensors[EMBEDDING if tied else name]])
         expected = value.shape.numpy() if value.shape is not None else ()
         assert tensor.shape.numpy() == expected, f"{name}: {tensor.shape} is not {expected}"
         tensor.name = name

@@ -61,7 +61,8 @@ def write_package(
     """Every file of a package, its manifest last."""
     checkpoint, options = made.checkpoint, made.options
     links = link_files(made.linked, folder)
-    tokenizer = tokenizer_graph(checkpoint.path, folder)
+    copy_files(checkpoint, folder)
+    tokenizer = tokenizer_graph(folder, folder)
     content = manifest(made, name, tokenizer, sorted(links.values()))
     card = model_card(made, content)
     total = sum(t.nbytes for t in made.tensors)
@@ -72,7 +73,6 @@ def write_package(
         if graph.target.weights_in_branches:
             weights_into_branches(graph.model)
         ir.save(graph.model, folder / graph.file)
-    copy_files(checkpoint.path, folder)
     config = genai_config(checkpoint, options.target, options.windowed_kv(options.target))
     write_json(folder / "genai_config.json", config)
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})

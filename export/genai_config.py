@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gptoss_onnx.export.checkpoint import Checkpoint
-from gptoss_onnx.export.package_files import read_json
+from gptoss_onnx.export.package_files import json_of
 from gptoss_onnx.runtimes.target import Target
 
 # Its names of providers; without one it takes the CPU.
@@ -14,7 +14,7 @@ PROVIDERS = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
 def genai_config(checkpoint: Checkpoint, target: Target, windowed_kv: bool) -> dict[str, Any]:
     """Field names of onnxruntime-genai 0.18. Its KV buffers span the whole sequence."""
-    spec, generation = checkpoint.spec, read_json(checkpoint.path / "generation_config.json")
+    spec, generation = checkpoint.spec, json_of(checkpoint, "generation_config.json")
     names = {
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",

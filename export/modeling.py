@@ -134,9 +134,8 @@ class GptOss(nn.Module):
     def __init__(self, spec: GptOssSpec) -> None:
         super().__init__()
         self.model = Body(spec)
+        # Two parameters where they are tied too: each is bound, and quantized, for its own kernel.
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        if spec.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
         rows = [spec.max_position_embeddings, spec.head_dim // 2]
         self.cos_cache = nn.Parameter(torch.empty(rows))
         self.sin_cache = nn.Parameter(torch.empty(rows))

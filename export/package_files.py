@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.safetensors_folder import parse_object
+from gptoss_onnx.runtimes.errors import UserError
 
 COPIED = (
     "config.json",
@@ -19,11 +23,26 @@ COPIED = (
 )
 
 
-def copy_files(checkpoint: Path, folder: Path) -> None:
+def copy_files(checkpoint: Checkpoint, folder: Path, names: Iterable[str] = COPIED) -> None:
     """Copy what is there; a checkpoint without a tokenizer or licence gives a package without."""
-    for name in COPIED:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+    for name in names:
+        if (text := checkpoint.text(name)) is not None:
+            (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """What a tokenizer is loaded from."""
+    copy_files(checkpoint, folder, ("tokenizer.json",))
+
+
+def json_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; empty where there is no file."""
+    if (text := checkpoint.text(name)) is None:
+        return {}
+    try:
+        return parse_object(text.encode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise UserError(f"{checkpoint.place}: {name} is not valid JSON ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

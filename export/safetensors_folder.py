@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "U8": np.dtype(np.uint8),
 }
+# Other tools' codes and counters: known so that what wrote them can be told, and not read.
+OTHERS = {"BOOL": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8}
+OTHERS |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
@@ -45,6 +48,9 @@ AGAIN = "download or copy it again"
 class TensorView:
     """A tensor where it lies: reading copies the bytes asked for and nothing else.
 
+    Floats are looked at as they are read: a NaN would be a traceback in one rounding, and a
+    package that answers nonsense after another.
+
     Not memory-mapped: pages touched through a map count as resident memory of the process.
     """
 
@@ -56,11 +62,22 @@ class TensorView:
     nbytes: int
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop) of the first axis; UserError where the file has become shorter."""
+        """Rows [start, stop) of the first axis.
+
+        UserError where the file has become shorter and where a number is not finite.
+        """
         first, last, _ = slice(start, stop).indices(self.shape[0])
         rows = np.empty((max(last - first, 0), *self.shape[1:]), DTYPES[self.dtype])
         row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
         self._fill(rows.reshape(-1).view(np.uint8), first * row_bytes)
+        if not _finite(rows, self.dtype):
+            bad = next(
+                row for row in range(len(rows)) if not _finite(rows[row : row + 1], self.dtype)
+            )
+            raise UserError(
+                f"{self.file}: {self.name} holds NaN or infinity in row {first + bad}; get a sound "
+                "checkpoint"
+            )
         return rows
 
     def chunks(self, max_bytes: int = 1 << 24) -> Iterator[NDArray[np.uint8]]:
@@ -85,9 +102,26 @@ class TensorView:
             raise UserError(f"{self.file}: cannot read {self.name} ({reason}); {AGAIN}") from error
 
 
+# Bits of the exponent, all of them set in NaN and infinity, and the integers that hold them.
+_EXPONENTS = {
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+    "F32": (np.uint32, 0x7F800000),
+}
+
+
+def _finite(values: NDArray[Any], dtype: str) -> bool:
+    """By the bits: bfloat16 has no fast isfinite."""
+    if dtype not in _EXPONENTS:
+        return True
+    kind, exponent = _EXPONENTS[dtype]
+    bits = values.reshape(-1).view(kind)
+    return not ((bits & kind(exponent)) == kind(exponent)).any()
+
+
 def read_json(file: Path, folder: Path) -> dict[str, Any]:
     try:
-        return _parse_object(_inside(folder, file.name).read_bytes())
+        return parse_object(inside(folder, file.name).read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {file.name}; give the folder of a whole checkpoint"
@@ -98,7 +132,7 @@ def read_json(file: Path, folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not valid JSON ({error}); {AGAIN}") from error
 
 
-def _parse_object(text: bytes) -> dict[str, Any]:
+def parse_object(text: bytes) -> dict[str, Any]:
     """A JSON object; ValueError on anything else and on a key given twice, at any depth."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,7 +151,7 @@ def _parse_object(text: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """folder/name, refused where it is not a plain file of this folder."""
     # Both separators on every system: a checkpoint made here may be opened on Windows.
     if not re.fullmatch(r"[^/\\:\0]+", name) or name in (".", ".."):
@@ -139,15 +173,15 @@ def read_shards(folder: Path) -> dict[str, TensorView]:
     if single.exists() and index.exists():
         raise UserError(f"{folder}: holds {SINGLE_FILE} and {INDEX_FILE}; remove the stale one")
     if single.exists():
-        return _read_header(_inside(folder, SINGLE_FILE))
+        return _read_header(inside(folder, SINGLE_FILE))
     if not index.exists():
-        _refuse_without_safetensors(folder)
+        raise UserError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; {AGAIN}")
     listed = read_json(index, folder).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise UserError(f"{index}: weight_map does not map tensors to files; {AGAIN}")
     found: dict[str, TensorView] = {}
     for shard in sorted(set(listed.values())):
-        file = _inside(folder, shard)
+        file = inside(folder, shard)
         if not file.is_file():
             raise UserError(f"{folder}: shard {show(shard)} is missing; {AGAIN}")
         views = _read_header(file)
@@ -161,17 +195,6 @@ def read_shards(folder: Path) -> dict[str, TensorView]:
     if absent := sorted(listed.keys() - found.keys()):
         raise UserError(f"{folder / listed[absent[0]]}: lacks {show(absent)}; {AGAIN}")
     return found
-
-
-def _refuse_without_safetensors(folder: Path) -> NoReturn:
-    pickles = [file.name for kind in ("bin", "pt", "pth") for file in folder.glob(f"*.{kind}")]
-    if pickles:
-        raise UserError(
-            f"{folder}: only pickled weights ({show(sorted(pickles)[0])}), which can run code "
-            "when loaded; convert them to safetensors where that does no harm, or get a release "
-            "in safetensors"
-        )
-    raise UserError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; {AGAIN}")
 
 
 def _read_header(file: Path) -> dict[str, TensorView]:
@@ -188,7 +211,7 @@ def _read_header(file: Path) -> dict[str, TensorView]:
                 raise damaged("not a safetensors file")
             if 8 + length > size:
                 raise damaged(f"truncated within its header ({size} bytes)")
-            header = _parse_object(stream.read(length))
+            header = parse_object(stream.read(length))
     except OSError as error:
         raise damaged(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -224,12 +247,12 @@ def _parse_entry(file: Path, data: int, name: str, entry: Any) -> TensorView | N
             return None
     if not isinstance(dtype, str) or len(offsets) != 2:
         return None
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and dtype not in OTHERS:
         raise UserError(
             f"{file}: {show(name)} has dtype {show(dtype)}; convert it to one of "
             f"{', '.join(DTYPES)}"
         )
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    nbytes = math.prod(shape) * (OTHERS.get(dtype) or DTYPES[dtype].itemsize)
     if offsets[1] - offsets[0] != nbytes:
         return None
     return TensorView(name, dtype, tuple(shape), file, data + offsets[0], nbytes)

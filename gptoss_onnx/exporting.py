@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_onnx.evaluation.recommend import recommend
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import Progress, export
 from gptoss_onnx.export.plan import Options, check, plan, summary
 from gptoss_onnx.export.staging import check_free
@@ -75,7 +75,7 @@ def export_package(
     names = list(dict.fromkeys(name.strip() for name in target.split(",")))
     first, *also = (get_target(name, min_runtime) for name in names)
     quantization = formats(quant, tuple(changes), _path(recipe), tuning)
-    checkpoint = Checkpoint.open(str(model), revision)
+    checkpoint = open_checkpoint(str(model), revision)
     if slow := first.slow_here(quantization.describe().get("experts", "")):
         warn(slow)
     wanted = Options(first, quantization, also=tuple(also), **options)

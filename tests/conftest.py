@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -27,7 +27,7 @@ DemoPackage = Callable[..., Path]
 def export_demo(output: Path, preset: str = "int4", target: str = "cpu", **options: bool) -> Path:
     """A package of the demo; `options` are those of `gptoss_onnx.export.exporter.Options`."""
     made = Options(get_target(target), Quantization.parse(preset, ()), **options)
-    export(Checkpoint.open(str(DEMO)), made, output, lambda stage, done, total: None)
+    export(open_checkpoint(str(DEMO)), made, output, lambda stage, done, total: None)
     return output
 
 

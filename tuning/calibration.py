@@ -6,7 +6,6 @@ routed to them. Every token counts, the user's too.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
 from gptoss_onnx.evaluation.reference import portable_graph
-from gptoss_onnx.evaluation.texts import Passage, read_passages
+from gptoss_onnx.evaluation.texts import Passage, Text, read_passages
 from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.package_files import copy_tokenizer
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.linear import linears
@@ -45,32 +45,41 @@ class Calibration:
     described: dict[str, Any]  # for the manifest
 
 
-def read_calibration(path: Path, checkpoint: Checkpoint) -> list[Passage]:
+def read_calibration(text: Path | Text, checkpoint: Checkpoint) -> list[Passage]:
     """Passages of a text in the checkpoint's tokens; UserError when there are none."""
-    try:
-        harmony = Harmony(Tokenizer(checkpoint.path))
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{checkpoint.path}: cannot encode {path}: {error}") from error
-    return read_passages(path, harmony, checkpoint.spec.max_position_embeddings)
+    where = text.where if isinstance(text, Text) else text
+    with tempfile.TemporaryDirectory(prefix="gptoss.") as folder:
+        copy_tokenizer(checkpoint, Path(folder))
+        try:
+            harmony = Harmony(Tokenizer(folder))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{checkpoint.place}: cannot encode {where}: no tokenizer.json; get the "
+                "checkpoint's own"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{checkpoint.place}: cannot encode {where}: {error}") from error
+    return read_passages(text, harmony, checkpoint.spec.max_position_embeddings)
 
 
 @contextmanager
 def calibrated(
-    path: Path, checkpoint: Checkpoint, *, grams: bool, progress: Progress
+    text: Path | Text, checkpoint: Checkpoint, *, grams: bool, progress: Progress
 ) -> Iterator[Calibration]:
-    """Statistics of `checkpoint` over the text `path`, at most MOST_TOKENS of it.
+    """Statistics of `checkpoint` over `text`, at most MOST_TOKENS of it.
 
     They may lie in a temporary file and are there as long as the context is.
     """
-    passages = read_calibration(path, checkpoint)
+    text = text if isinstance(text, Text) else Text.read(text)
+    passages = read_calibration(text, checkpoint)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptoss.")))
         with portable_graph(checkpoint) as portable:
             sums = _Sums(checkpoint, scratch if grams else None)
             tokens = _run(checkpoint, portable, passages, sums, progress)
         described = {
-            "text": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "text": text.name,
+            "sha256": text.sha256,
             "tokens": tokens,
         }
         yield Calibration(sums.statistics(), described)

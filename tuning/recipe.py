@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptoss_onnx.evaluation.reference import Progress
+from gptoss_onnx.evaluation.texts import Text
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options, plan, summary
 from gptoss_onnx.graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
@@ -57,9 +58,11 @@ def within(
     `text` is what sensitivities are measured on, by default the checkpoint's calibration text.
     """
     base = PRESETS["int4"]
-    text = text or checkpoint.path / CALIBRATION
-    if not text.is_file():
-        raise UserError(f"{text}: no such file; give a text to measure on with --calibrate FILE")
+    chosen = Text.read(text) if text else Text.beside(checkpoint, CALIBRATION)
+    if chosen is None:
+        raise UserError(
+            f"{checkpoint.place}: no {CALIBRATION}; give a text to measure on with --calibrate FILE"
+        )
     _, _, weights = sizes(checkpoint)
     if bits is not None:
         budget, wanted, rest = int(bits * weights / 8), f"--bits-per-weight {bits:g}", 0
@@ -68,7 +71,7 @@ def within(
         rest = summary(made)["written_bytes"] - weights * 5 // 8  # int4:32 is 5 bits a weight
         budget, wanted = parse_size(str(size)) - rest, f"--size {size}"
     check_budget(checkpoint, budget, wanted, rest)
-    passages = read_calibration(text, checkpoint)
+    passages = read_calibration(chosen, checkpoint)
     costs = measure(checkpoint, passages, options.rounding, progress)
     found = assign(costs, budget, wanted)
     return base.changed(found.recipe), found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_onnx.evaluation.reference import Progress
+from gptoss_onnx.evaluation.texts import Text
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -68,7 +69,7 @@ def tuned(
     warning: str | None = None
     with ExitStack() as stack:
 
-        def calibrate(text: Path, grams: bool) -> Calibration:
+        def calibrate(text: Path | Text, grams: bool) -> Calibration:
             made = calibrated(text, checkpoint, grams=grams, progress=progress)
             return stack.enter_context(made)
 
@@ -84,8 +85,8 @@ def tuned(
                 options, rounding=Rounding(tuning.method) if tuning.method else SEARCH
             )
         if options.wants_int8_kv:
-            text = tuning.text or checkpoint.path / CALIBRATION
-            if calibration is None and text.is_file():
+            text = tuning.text or Text.beside(checkpoint, CALIBRATION)
+            if calibration is None and text is not None:
                 calibration = calibrate(text, False)
             if calibration is not None:
                 scales, described = calibration.statistics.kv_max, calibration.described
@@ -105,7 +106,7 @@ def tuned(
 
 def kv_of(checkpoint: Checkpoint, options: Options, tuning: Tuning) -> str:
     """The KV cache that `tuned` will make: "int8" where there is a text to scale it by."""
-    there = tuning.text is not None or (checkpoint.path / CALIBRATION).is_file()
+    there = tuning.text is not None or checkpoint.text(CALIBRATION) is not None
     return "int8" if options.wants_int8_kv and there else "float"
 
 

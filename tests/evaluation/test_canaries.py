@@ -22,7 +22,7 @@ from gptoss_onnx.evaluation.reference import Reference, portable_graph, referenc
 from gptoss_onnx.evaluation.scoring import score
 from gptoss_onnx.evaluation.statistics import router_agreement
 from gptoss_onnx.evaluation.texts import Passage, Span
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import GRAPH, Options
 from gptoss_onnx.export.synthetic import synthesize
@@ -64,7 +64,7 @@ def made(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     for layer in range(LAYERS):
         tensors[f"model.layers.{layer}.self_attn.sinks"][:] = SINKS
     save_file(tensors, weights, metadata={"format": "pt"})
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     for preset in ("fp32", "int4"):
         options = Options(get_target("cpu"), Quantization.parse(preset, ()))
         export(checkpoint, options, root / preset, quiet)

@@ -22,7 +22,7 @@ from gptoss_onnx.evaluation.reference import Reference, portable_graph, referenc
 from gptoss_onnx.evaluation.scoring import score
 from gptoss_onnx.evaluation.statistics import Tokens, metrics, router_agreement
 from gptoss_onnx.evaluation.texts import Passage, read_passages
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options as ExportOptions
 from gptoss_onnx.export.synthetic import synthesize
@@ -63,7 +63,7 @@ def text(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measure(demo: Path, text: Path, harmony: Harmony) -> Iterator[Measure]:
-    checkpoint = Checkpoint.open(demo)
+    checkpoint = open_checkpoint(demo)
     passages = read_passages(text, harmony, 4096)
     with portable_graph(checkpoint) as folder:
         yield Measure(passages, reference(checkpoint, passages, lambda: folder, quiet))
@@ -91,10 +91,10 @@ def test_the_reference_is_kept(measure: Measure, demo: Path) -> None:
     def never() -> Path:
         raise AssertionError("computed again")
 
-    again = reference(Checkpoint.open(demo), measure.passages, never, quiet)
+    again = reference(open_checkpoint(demo), measure.passages, never, quiet)
     assert again.folder == measure.expected.folder
     with pytest.raises(AssertionError):
-        reference(Checkpoint.open(demo), measure.passages[:1], never, quiet)
+        reference(open_checkpoint(demo), measure.passages[:1], never, quiet)
     assert not list(again.folder.parent.glob(".*"))  # what failed is taken away
 
 
@@ -155,10 +155,10 @@ def test_conditions() -> None:
 def test_packages_of_another_checkpoint(
     demo: Path, demo_package: DemoPackage, tmp_path: Path, copy: Path
 ) -> None:
-    other = Checkpoint.open(synthesize(tmp_path / "other", geometry="tiny", tokenizer=None))
+    other = open_checkpoint(synthesize(tmp_path / "other", geometry="tiny", tokenizer=None))
     with pytest.raises(UserError, match="was made from demo, not from other"):
         evaluate(demo_package("int4"), other, Options(), quiet)
-    named = Checkpoint.open((tmp_path / "other").rename(tmp_path / "demo"))
+    named = open_checkpoint((tmp_path / "other").rename(tmp_path / "demo"))
     with pytest.raises(UserError, match="was made from another demo than"):
         evaluate(demo_package("int4"), named, Options(), quiet)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -166,23 +166,23 @@ def test_packages_of_another_checkpoint(
     content = {k: v for k, v in manifest.items() if k not in ("format", "files")}
     write_manifest(copy, content)
     with pytest.raises(UserError, match="was made from demo at revision abc123"):
-        evaluate(copy, Checkpoint.open(demo), Options(), quiet)
+        evaluate(copy, open_checkpoint(demo), Options(), quiet)
 
 
 def test_a_text_that_is_not_there(demo: Path, demo_package: DemoPackage, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; give a text"):
-        evaluate(demo_package("int4"), Checkpoint.open(demo), Options(tmp_path / "no.txt"), quiet)
+        evaluate(demo_package("int4"), open_checkpoint(demo), Options(tmp_path / "no.txt"), quiet)
 
 
 MEASURED = """
 import sys
 from pathlib import Path
 from gptoss_onnx.evaluation.evaluate import Options, evaluate
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 package, checkpoint, *texts = map(Path, sys.argv[1:])
 for text in texts:
-    evaluate(package, Checkpoint.open(str(checkpoint)), Options(text), lambda *_: None)
+    evaluate(package, open_checkpoint(str(checkpoint)), Options(text), lambda *_: None)
     print(peak())
 """
 
@@ -191,7 +191,7 @@ for text in texts:
 def test_memory_does_not_grow_with_the_text(demo: Path, tmp_path: Path, cache: Path) -> None:
     vocab = 16384
     folder = synthesize(tmp_path / "wide", geometry="tiny", layers=1, vocab=vocab, tokenizer=demo)
-    package, checkpoint = tmp_path / "package", Checkpoint.open(folder)
+    package, checkpoint = tmp_path / "package", open_checkpoint(folder)
     made = ExportOptions(get_target("cpu"), Quantization.parse("fp32", ()))
     export(checkpoint, made, package, quiet)
     words = (demo / "evaluation/held_out.jsonl").read_text(encoding="utf-8")

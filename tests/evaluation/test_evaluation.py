@@ -15,7 +15,7 @@ import pytest
 from gptoss_onnx.evaluation.inspect import describe
 from gptoss_onnx.evaluation.parity import Parity, parity
 from gptoss_onnx.evaluation.verify import operators, verify
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export_portable
 from gptoss_onnx.runtimes.bench import bench, bytes_per_token
 from gptoss_onnx.runtimes.manifest import write_manifest
@@ -32,7 +32,7 @@ Edit = Callable[[ir.ExternalTensor], None]
 @pytest.fixture(scope="module")
 def portable(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("portable") / "demo"
-    return export_portable(Checkpoint.open(str(demo)), folder)
+    return export_portable(open_checkpoint(str(demo)), folder)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers import GptOssForCausalLM
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner
 from gptoss_onnx.evaluation.probe import Probe
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export, export_portable
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -30,7 +30,7 @@ Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @pytest.fixture(scope="module")
 def portable(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_portable(Checkpoint.open(demo), tmp_path_factory.mktemp("portable") / "demo")
+    return export_portable(open_checkpoint(demo), tmp_path_factory.mktemp("portable") / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_probing_leaves_the_package_alone(demo_package: DemoPackage) -> None:
 
 def half_package(folder: Path, **options: Any) -> Path:
     made = Options(get_target("cuda"), Quantization.parse("int4"), Rounding("rtn"), **options)
-    export(Checkpoint.open(str(DEMO)), made, folder, lambda *_: None)
+    export(open_checkpoint(str(DEMO)), made, folder, lambda *_: None)
     return folder
 
 

@@ -158,7 +158,10 @@ SINGLE_CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "overlap": (header(overlap), (SINGLE_FILE, "overlaps")),
     "gap": (header(gap), (SINGLE_FILE, "gap")),
-    "unknown dtype": (entry(dtype="F8_E4M3"), (SINGLE_FILE, NORM, "F8_E4M3", "convert")),
+    "unknown dtype": (
+        entry(dtype="F8_E4M3", shape=[128]),
+        (SINGLE_FILE, NORM, "F8_E4M3", "convert"),
+    ),
     "dtype a number": (entry(dtype=1), (SINGLE_FILE, NORM)),
     "shape off": (entry(shape=[65]), (SINGLE_FILE, NORM, "65")),
     "shape negative": (entry(shape=[-8, -8]), (SINGLE_FILE, NORM, "entry")),
@@ -197,7 +200,10 @@ SINGLE_CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         config(num_hidden_layers=1, layer_types=["full_attention"]),
         ("model.layers.1.", "no part"),
     ),
-    "head beside tied": (config(tie_word_embeddings=True), ("lm_head.weight", "no part")),
+    "head beside tied": (
+        config(tie_word_embeddings=True),
+        ("tie_word_embeddings", "lm_head.weight is not", "write false"),
+    ),
     "mixed formats": (mix, ("packed", "dense", "layers.1.mlp.experts", "one format")),
     "odd sizes": (config(intermediate_size=63), ("63", "multiples of 32", "config")),
 }

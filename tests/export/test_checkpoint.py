@@ -19,7 +19,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from gptoss_onnx.export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from gptoss_onnx.export.checkpoint import open_checkpoint
+from gptoss_onnx.export.experts import DenseExperts, Mxfp4Experts
 from gptoss_onnx.export.safetensors_folder import INDEX_FILE, SINGLE_FILE
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.runtimes.errors import UserError
@@ -40,7 +41,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def refusal(source: str | Path, revision: str | None = None) -> str:
     """The message of the refusal: one line, what is wrong; what to do."""
     with pytest.raises(UserError) as caught:
-        Checkpoint.open(source, revision)
+        open_checkpoint(source, revision)
     message = str(caught.value)
     assert "\n" not in message
     wrong, _, remedy = message.rpartition("; ")
@@ -55,7 +56,7 @@ def test_damaged_checkpoint_is_refused(
     packed: Path, copy: Copy, damage: Damage, names: tuple[str, ...]
 ) -> None:
     folder = copy(packed)
-    Checkpoint.open(folder)
+    open_checkpoint(folder)
     damage(folder)
     message = refusal(folder)
     assert all(name in message for name in names), message
@@ -66,7 +67,7 @@ def test_damaged_shards_are_refused(
     sharded: Path, copy: Copy, damage: Damage, names: tuple[str, ...]
 ) -> None:
     folder = copy(sharded)
-    Checkpoint.open(folder)
+    open_checkpoint(folder)
     damage(folder)
     message = refusal(folder)
     assert all(name in message for name in names), message
@@ -80,13 +81,13 @@ def test_no_such_folder_file_or_revision(packed: Path) -> None:
 
 def test_attributes(packed: Path, dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(packed.parent)
-    checkpoint = Checkpoint.open("tiny")
-    assert (checkpoint.path, checkpoint.name, checkpoint.revision) == (packed, "tiny", None)
+    checkpoint = open_checkpoint("tiny")
+    assert (checkpoint.place, checkpoint.name, checkpoint.revision) == (str(packed), "tiny", None)
     assert checkpoint.spec.vocab_size == checkpoint.config["vocab_size"] == 512
     assert checkpoint.expert_format == "mxfp4"
-    assert Checkpoint.open(dense).expert_format == "dense"
+    assert open_checkpoint(dense).expert_format == "dense"
     monkeypatch.chdir(packed)
-    assert Checkpoint.open(".").name == "tiny"
+    assert open_checkpoint(".").name == "tiny"
 
 
 def save_as(folder: Path, dtype: torch.dtype) -> None:
@@ -101,7 +102,7 @@ def test_reads_what_safetensors_reads(
     if kind.startswith("float"):
         folder = copy(folder)
         save_as(folder, getattr(torch, kind))
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     seen = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as theirs:
@@ -126,7 +127,7 @@ def test_reads_what_safetensors_reads(
 
 def test_reads_only_the_rows_asked_for(packed: Path, copy: Copy) -> None:
     folder = copy(packed)
-    view = Checkpoint.open(folder).tensors[f"{UP}_blocks"]
+    view = open_checkpoint(folder).tensors[f"{UP}_blocks"]
     row = view.nbytes // view.shape[0]
     first = view.read(0, 1)
     os.truncate(view.file, view.offset + row)
@@ -142,7 +143,7 @@ def test_reads_only_the_rows_asked_for(packed: Path, copy: Copy) -> None:
 def test_packed_experts(packed: Path) -> None:
     found = load_file(packed / SINGLE_FILE)
     for which, shape in (("gate_up_proj", (4, 128, 64)), ("down_proj", (4, 64, 64))):
-        weight = Checkpoint.open(packed).expert_weight(1, which)  # type: ignore[arg-type]
+        weight = open_checkpoint(packed).expert_weight(1, which)  # type: ignore[arg-type]
         assert isinstance(weight, Mxfp4Experts)
         assert weight.shape == shape
         for expert in range(4):
@@ -155,7 +156,7 @@ def test_dense_experts_are_transposed(tmp_path: Path) -> None:
     folder = synthesize(tmp_path / "a", geometry="tiny", format="bf16", intermediate=96)
     found = load_file(folder / SINGLE_FILE)
     for which, shape in (("gate_up_proj", (4, 192, 64)), ("down_proj", (4, 64, 96))):
-        weight = Checkpoint.open(folder).expert_weight(1, which)  # type: ignore[arg-type]
+        weight = open_checkpoint(folder).expert_weight(1, which)  # type: ignore[arg-type]
         assert isinstance(weight, DenseExperts)
         assert weight.shape == shape
         for expert in range(4):
@@ -170,7 +171,7 @@ def test_buffers_are_ignored(packed: Path, copy: Copy) -> None:
     folder = copy(packed)
     buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_tensors(folder, lambda found: found.update({buffer: torch.ones(16)}))
-    assert buffer not in Checkpoint.open(folder).tensors
+    assert buffer not in open_checkpoint(folder).tensors
 
 
 def test_tied_embeddings_need_no_head(packed: Path, copy: Copy) -> None:
@@ -178,7 +179,7 @@ def test_tied_embeddings_need_no_head(packed: Path, copy: Copy) -> None:
     edit_tensors(folder, lambda found: found.pop("lm_head.weight"))
     assert "lm_head.weight" in refusal(folder)
     config(tie_word_embeddings=True)(folder)
-    assert "lm_head.weight" not in Checkpoint.open(folder).tensors
+    assert "lm_head.weight" not in open_checkpoint(folder).tensors
 
 
 def hub_cache(home: Path, source: Path) -> Path:
@@ -199,12 +200,12 @@ def test_hub_id_offline(sharded: Path, tmp_path: Path) -> None:
     snapshot = hub_cache(tmp_path, sharded)
     # In a process of its own: the hub client reads its environment when it is imported.
     script = """if True:
-        from gptoss_onnx.export.checkpoint import Checkpoint
+        from gptoss_onnx.export.checkpoint import open_checkpoint
         from gptoss_onnx.runtimes.errors import UserError
-        found = Checkpoint.open("acme/small")
-        print(found.path, found.name, found.revision)
+        found = open_checkpoint("acme/small")
+        print(found.place, found.name, found.revision)
         try:
-            Checkpoint.open("acme/other")
+            open_checkpoint("acme/other")
         except UserError as error:
             print(error)
     """
@@ -249,7 +250,7 @@ def test_hub_download_takes_what_an_export_reads(
 ) -> None:
     download = Mock(return_value=str(hub_cache(tmp_path, sharded)))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert Checkpoint.open("acme/small", "v1").revision == COMMIT
+    assert open_checkpoint("acme/small", "v1").revision == COMMIT
     (repository,), options = download.call_args
     assert (repository, options.pop("revision")) == ("acme/small", "v1")
     wanted = [
@@ -266,7 +267,7 @@ def test_hub_download_takes_what_an_export_reads(
 
 def test_cached_snapshot_opens_as_a_folder_and_no_further(sharded: Path, tmp_path: Path) -> None:
     snapshot = hub_cache(tmp_path, sharded)
-    Checkpoint.open(snapshot)
+    open_checkpoint(snapshot)
     shard = shards(snapshot)[0]
     shard.rename(tmp_path / "hub" / "models--acme--small" / "stray")
     shard.symlink_to("../../stray")

@@ -22,7 +22,7 @@ import onnxruntime
 import pytest
 
 from gptoss_onnx.evaluation.verify import verify
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.export.synthetic import synthesize
@@ -47,7 +47,7 @@ def make(
     **options: bool,
 ) -> dict[str, Any]:
     chosen = Options(get_target(target), Quantization.parse(preset, changes), **options)
-    return export(Checkpoint.open(str(checkpoint)), chosen, output, lambda *_: None)
+    return export(open_checkpoint(str(checkpoint)), chosen, output, lambda *_: None)
 
 
 def logits(package: Path) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 from gptoss_onnx.evaluation.inspect import describe
 from gptoss_onnx.evaluation.verify import verify
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.export.synthetic import synthesize
@@ -41,7 +41,7 @@ Make = Callable[..., Path]
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     folder = tmp_path_factory.mktemp("shared")
-    checkpoint = Checkpoint.open(str(synthesize(folder / "tiny", geometry="tiny", layers=2)))
+    checkpoint = open_checkpoint(str(synthesize(folder / "tiny", geometry="tiny", layers=2)))
 
     def made(*names: str, quant: str = "int4", **options: Any) -> Path:
         first, *also = map(get_target, names)

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GptOssForCausalLM
 
-from gptoss_onnx.export.checkpoint import Checkpoint, DenseExperts, Mxfp4Experts
+from gptoss_onnx.export.checkpoint import open_checkpoint
+from gptoss_onnx.export.experts import DenseExperts, Mxfp4Experts
 from gptoss_onnx.export.safetensors_folder import INDEX_FILE, SINGLE_FILE
 from gptoss_onnx.export.synthetic import GEOMETRIES, synthesize
 from gptoss_onnx.runtimes.errors import UserError
@@ -61,7 +62,7 @@ def logits(model: GptOssForCausalLM, length: int = 96) -> torch.Tensor:
 
 def values(folder: Path, layer: int, which: Any, expert: int) -> np.ndarray[Any, Any]:
     """An expert's weight [N, K] by this test's own reading of the format."""
-    weight = Checkpoint.open(folder).expert_weight(layer, which)
+    weight = open_checkpoint(folder).expert_weight(layer, which)
     if isinstance(weight, DenseExperts):
         return weight.read(expert)
     blocks, scales = weight.read(expert)
@@ -165,7 +166,7 @@ def test_expert_statistics(tmp_path: Path, format: Any) -> None:
 
 
 def test_codes_and_scales_are_a_quantizers(packed: Path) -> None:
-    weight = Checkpoint.open(packed).expert_weight(0, "gate_up_proj")
+    weight = open_checkpoint(packed).expert_weight(0, "gate_up_proj")
     assert isinstance(weight, Mxfp4Experts)
     blocks = np.concatenate([weight.read(expert)[0] for expert in range(4)])
     codes = np.stack([blocks & 15, blocks >> 4], -1).reshape(-1, 32)
@@ -228,7 +229,7 @@ def test_config_is_the_published(tmp_path: Path) -> None:
     assert config["layer_types"] == ["sliding_attention", "full_attention"]
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [200002, 199999, 200012]
-    spec = Checkpoint.open(folder).spec
+    spec = open_checkpoint(folder).spec
     assert (spec.vocab_size, spec.sliding_window, spec.rope.factor) == (201088, 128, 32)
     assert spec.max_position_embeddings == 131072
 
@@ -236,7 +237,7 @@ def test_config_is_the_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab", [None, 4])
 def test_ids_lie_in_the_vocabulary(tmp_path: Path, vocab: int | None) -> None:
     folder = synthesize(tmp_path / "a", geometry="tiny", vocab=vocab)
-    spec = Checkpoint.open(folder).spec
+    spec = open_checkpoint(folder).spec
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
     ids = [config["eos_token_id"], config["pad_token_id"], *generation["eos_token_id"]]
@@ -247,7 +248,7 @@ def test_ids_lie_in_the_vocabulary(tmp_path: Path, vocab: int | None) -> None:
 def test_every_size_can_be_chosen(tmp_path: Path) -> None:
     sizes = {**SMALL, "vocab": 300, "sliding_window": 7}
     folder = synthesize(tmp_path / "a", geometry="gpt-oss-120b", **sizes)  # type: ignore[arg-type]
-    spec = Checkpoint.open(folder).spec
+    spec = open_checkpoint(folder).spec
     assert (spec.num_layers, spec.num_experts, spec.experts_per_token) == (2, 2, 1)
     assert (spec.hidden_size, spec.intermediate_size, spec.head_dim) == (32, 32, 32)
     assert (spec.num_heads, spec.num_kv_heads) == (2, 1)
@@ -359,7 +360,7 @@ def test_streams(tmp_path: Path) -> None:
     assert peak < 100e6  # of 207 MB: three pools and their source, one piece and its offsets
     tracemalloc.reset_peak()
     base, _ = tracemalloc.get_traced_memory()
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     assert tracemalloc.get_traced_memory()[1] - base < 2e6
     checkpoint.tensors["lm_head.weight"].read(0, 1000)
     assert tracemalloc.get_traced_memory()[1] - base < 4e6

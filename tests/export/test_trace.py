@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint, layout
+from gptoss_onnx.export.checkpoint import layout, open_checkpoint
 from gptoss_onnx.export.custom_ops import DOMAIN
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.export.trace import trace
@@ -41,7 +41,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def spec(packed: Path) -> GptOssSpec:
-    return Checkpoint.open(packed).spec
+    return open_checkpoint(packed).spec
 
 
 @pytest.fixture(scope="module")

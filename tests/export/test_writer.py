@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.plan import Options, plan
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.export.writer import EMBEDDED_BYTES, DataWriter
@@ -31,7 +31,7 @@ Planned = Callable[[], ir.Model]
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
     """The target graph with its weights as planned: writing binds it to what was written."""
     folder = tmp_path_factory.mktemp("writer") / "tiny"
-    checkpoint = Checkpoint.open(str(synthesize(folder, geometry="tiny", layers=1)))
+    checkpoint = open_checkpoint(str(synthesize(folder, geometry="tiny", layers=1)))
     options = Options(get_target("cpu"), Quantization.parse("int4", ()))
     model = plan(checkpoint, options).model
     originals = weights(model)

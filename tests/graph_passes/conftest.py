@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_onnx.export.binding import bind
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.export.trace import trace
@@ -25,7 +25,7 @@ TOLERANCE = 44 * float(np.finfo(np.float32).eps)
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("passes") / "tiny"
-    return Checkpoint.open(synthesize(folder, geometry="tiny", layers=LAYERS))
+    return open_checkpoint(synthesize(folder, geometry="tiny", layers=LAYERS))
 
 
 @pytest.fixture(scope="session")

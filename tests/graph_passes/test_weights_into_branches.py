@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.plan import Options, plan
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.weights_into_branches import weights_into_branches
@@ -35,7 +35,7 @@ def test_only_what_one_branch_alone_reads_is_moved() -> None:
 def test_routed_experts_of_older_releases_own_their_weights() -> None:
     """Six tensors of each expert: codes, scales and a bias of its two linears."""
     options = Options(get_target("cpu", "1.24"), Quantization.parse("int4", ()))
-    made = plan(Checkpoint.open(str(DEMO)), options)
+    made = plan(open_checkpoint(str(DEMO)), options)
     spec = made.checkpoint.spec
     assert weights_into_branches(made.model) == 6 * spec.num_experts * spec.num_layers
     assert weights_into_branches(made.model) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -26,7 +26,7 @@ PhonePackage = Callable[..., Path]
 @pytest.fixture(scope="session")
 def phone_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PhonePackage]:
     """What `gptoss export --target` writes; without `finish` where `finished` is False."""
-    checkpoint = Checkpoint.open(str(DEMO))
+    checkpoint = open_checkpoint(str(DEMO))
     lines = (DEMO / "evaluation" / "calibration.jsonl").read_text("utf-8").splitlines()
     text = tmp_path_factory.mktemp("text") / "calibration.jsonl"
     text.write_text("\n".join(lines[::40]) + "\n", "utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import PRESETS
 from gptoss_onnx.mobile.memory_plan import CHUNK, RUNTIME, check_memory, memory_plan
@@ -21,7 +21,7 @@ from gptoss_onnx.tuning.tuning import Tuning, kv_of, tuned
 from tests.conftest import DEMO, ROOT
 
 ANDROID = get_target("android")
-SPEC = Checkpoint.open(str(DEMO)).spec
+SPEC = open_checkpoint(str(DEMO)).spec
 INT4, INT8 = PRESETS["int4"], PRESETS["int8"]
 MEGABYTE = 1 << 20
 
@@ -129,7 +129,7 @@ def test_sizes_and_targets_that_cannot_be_planned() -> None:
 
 def test_a_phone_beside_other_targets_keeps_its_int8_cache(tmp_path: Path) -> None:
     """The plan says so; targets without such a cache must not take it from the phone."""
-    checkpoint = Checkpoint.open(str(DEMO))
+    checkpoint = open_checkpoint(str(DEMO))
     lines = (DEMO / "evaluation" / "calibration.jsonl").read_text("utf-8").splitlines()
     text = tmp_path / "calibration.jsonl"
     text.write_text("\n".join(lines[:2]) + "\n", "utf-8")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.exporter import export, export_portable
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
@@ -59,7 +59,7 @@ class Subject:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint.open(self.folder)
+        return open_checkpoint(self.folder)
 
     @property
     def spec(self) -> GptOssSpec:

@@ -20,7 +20,7 @@ from onnx_ir.passes.common import InlinePass
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_session
 from gptoss_onnx.evaluation.texts import read_passages
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export, export_portable
 from gptoss_onnx.export.plan import GRAPH, Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -100,7 +100,7 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def oracle(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    portable = export_portable(Checkpoint.open(demo), tmp_path_factory.mktemp("kv") / "portable")
+    portable = export_portable(open_checkpoint(demo), tmp_path_factory.mktemp("kv") / "portable")
     runner = GraphRunner(open_session(portable / GRAPH))
     runner.feed(np.array([text(demo, "calibration")]))
     most = {name: np.abs(value).max(axis=(0, 2)) for name, value in runner.cache.items()}
@@ -117,7 +117,7 @@ def folder(demo: Path, oracle: Oracle, tmp_path_factory: pytest.TempPathFactory)
         kv="int8",
         kv_max=oracle.kv_max,
     )
-    export(Checkpoint.open(demo), made, output, lambda *_: None)
+    export(open_checkpoint(demo), made, output, lambda *_: None)
     return output
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -61,7 +61,7 @@ def expected(package: Path) -> list[dict[str, Any]]:
 
 def export_for(runtime: str, preset: str, output: Path) -> Path:
     options = Options(get_target("cpu", runtime), Quantization.parse(preset, ()))
-    export(Checkpoint.open(str(DEMO)), options, output, lambda stage, done, total: None)
+    export(open_checkpoint(str(DEMO)), options, output, lambda stage, done, total: None)
     return output
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gptoss_onnx.evaluation.against import compare
 from gptoss_onnx.evaluation.verify import not_run, verify
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import GRAPH, Options, plan
 from gptoss_onnx.export.synthetic import synthesize
@@ -100,7 +100,7 @@ def test_taken(dtype: str) -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("cuda") / "tiny"
-    return Checkpoint.open(synthesize(folder, geometry="tiny", layers=LAYERS))
+    return open_checkpoint(synthesize(folder, geometry="tiny", layers=LAYERS))
 
 
 def options(preset: str = "int4", **more: object) -> Options:
@@ -133,7 +133,7 @@ def test_global_tokens_are_of_standard_operators(tmp_path: Path) -> None:
     folder = synthesize(tmp_path / "global", geometry="tiny", layers=2)
     config = json.loads((folder / "config.json").read_text()) | {"num_global_tokens": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    made = plan(Checkpoint.open(folder), options())
+    made = plan(open_checkpoint(folder), options())
     found = Counter(node.op_type for node in made.model.graph.all_nodes())
     assert (found["GroupQueryAttention"], found["FusedMatMul"], found["QMoE"]) == (0, 2, 2)
 
@@ -222,7 +222,7 @@ def test_the_checks_pass(
 def demo_cuda(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "cuda"
     export(
-        Checkpoint.open(str(demo)), Options(CUDA, Quantization.parse("int4")), folder,
+        open_checkpoint(str(demo)), Options(CUDA, Quantization.parse("int4")), folder,
         lambda *_: None,
     )  # fmt: skip
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan, weight_bytes
 from gptoss_onnx.export.synthetic import synthesize
@@ -89,7 +89,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Wide enough for biases to be as small a part as they are in 20B, almost."""
     sizes = {"hidden": 640, "intermediate": 640, "experts": 8, "vocab": 4096, "layers": LAYERS}
     folder = tmp_path_factory.mktemp("directml") / "wide"
-    return Checkpoint.open(synthesize(folder, geometry="tiny", **sizes))
+    return open_checkpoint(synthesize(folder, geometry="tiny", **sizes))
 
 
 def planned(checkpoint: Checkpoint, *changes: str, activations: str | None = None) -> Plan:
@@ -131,7 +131,7 @@ def test_canary_more_scales_take_more_than_5_bits(checkpoint: Checkpoint) -> Non
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("directml") / "demo"
     options = Options(DIRECTML, Quantization.parse("int4"))
-    export(Checkpoint.open(str(DEMO)), options, folder, lambda *_: None)
+    export(open_checkpoint(str(DEMO)), options, folder, lambda *_: None)
     return folder
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
 from gptoss_onnx.evaluation.sensitivity import PackageWeights
 from gptoss_onnx.evaluation.units import units
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.exporter import export, export_portable
 from gptoss_onnx.export.plan import GRAPH, Options
 from gptoss_onnx.export.synthetic import synthesize
@@ -66,7 +66,7 @@ class Lab:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint.open(self.folder / "tiny")
+        return open_checkpoint(self.folder / "tiny")
 
     def package(self, target: Target, preset: str, activations: str) -> Path:
         output = self.folder / f"{target.name}-{target.min_runtime}-{preset}-{activations}"
@@ -118,7 +118,7 @@ class Lab:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("numerics")
     synthesize(folder / "tiny", geometry="tiny", layers=LAYERS)
-    export_portable(Checkpoint.open(folder / "tiny"), folder / "portable")
+    export_portable(open_checkpoint(folder / "tiny"), folder / "portable")
     return Lab(folder)
 
 
@@ -127,7 +127,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """As many experts as gpt-oss-120b has, and as many of them a token."""
     folder = tmp_path_factory.mktemp("many")
     synthesize(folder / "tiny", geometry="tiny", layers=LAYERS, experts=128, experts_per_token=4)
-    export_portable(Checkpoint.open(folder / "tiny"), folder / "portable")
+    export_portable(open_checkpoint(folder / "tiny"), folder / "portable")
     return Lab(folder)
 
 
@@ -145,7 +145,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         elif "embed_tokens" in name or "o_proj" in name or name.endswith("down_proj_bias"):
             tensors[name] = (tensor.astype(np.float32) * 2**14).astype(tensor.dtype)
     save_file(tensors, file, {"format": "pt"})
-    export_portable(Checkpoint.open(folder / "tiny"), folder / "portable")
+    export_portable(open_checkpoint(folder / "tiny"), folder / "portable")
     return Lab(folder)
 
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from gptoss_onnx.evaluation.units import units
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.plan import Options, Plan, plan
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Wide enough for biases, norms and tables to be as small a part as they are in 20B."""
     sizes = {"hidden": 640, "intermediate": 640, "experts": 8, "vocab": 4096, "layers": LAYERS}
     folder = tmp_path_factory.mktemp("sizes") / "wide"
-    return Checkpoint.open(synthesize(folder, geometry="tiny", **sizes))
+    return open_checkpoint(synthesize(folder, geometry="tiny", **sizes))
 
 
 def bits(form: Format, scale_bits: int) -> float:

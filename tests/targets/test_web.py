@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan
 from gptoss_onnx.graph_passes.quantization import Quantization
@@ -34,14 +34,14 @@ NEAR_TIE = 0.1
 def demo_plan(*names: str, **options: Any) -> Plan:
     first, *also = map(get_target, names)
     made = Options(first, Quantization.parse("int4"), also=tuple(also), **options)
-    return plan(Checkpoint.open(DEMO), made)
+    return plan(open_checkpoint(DEMO), made)
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("web") / "demo-web"
     options = Options(WEB, Quantization.parse("int4"))
-    export(Checkpoint.open(DEMO), options, output, lambda *_: None)
+    export(open_checkpoint(DEMO), options, output, lambda *_: None)
     return output
 
 
@@ -132,7 +132,7 @@ def test_packed_zero_points_of_experts_are_refused(package: Path) -> None:
 def test_large_data_is_cut_into_shards(tmp_path: Path) -> None:
     target = replace(WEB, max_data_bytes=3_000_000)
     options = Options(target, Quantization.parse("int4"), activations="float32")
-    export(Checkpoint.open(DEMO), options, tmp_path / "shards", lambda *_: None)
+    export(open_checkpoint(DEMO), options, tmp_path / "shards", lambda *_: None)
     sizes = [path.stat().st_size for path in (tmp_path / "shards").glob("*.data*")]
     assert len(sizes) >= 4
     assert max(sizes) <= 3_000_000

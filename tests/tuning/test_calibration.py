@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import GptOssForCausalLM
 
 from gptoss_onnx.cli import main
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.rounding import Statistics
 from gptoss_onnx.tuning.calibration import calibrated, read_calibration
@@ -34,7 +34,7 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoi
     made = synthesize(
         folder, geometry="tiny", layers=LAYERS, experts=EXPERTS, vocab=4096, tokenizer=demo
     )
-    return Checkpoint.open(made)
+    return open_checkpoint(made)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def collected(checkpoint: Checkpoint, text: Path) -> Statistics:
 def inputs(checkpoint: Checkpoint, text: Path) -> dict[str, Float]:
     """By transformers: what went into each weight [n, K], keys and values [T, kv_heads, D]."""
     model = GptOssForCausalLM.from_pretrained(
-        checkpoint.path, dtype=torch.float32, attn_implementation="eager"
+        checkpoint.place, dtype=torch.float32, attn_implementation="eager"
     )
     model = model.float().eval()
     seen: dict[str, list[torch.Tensor]] = {}
@@ -163,7 +163,7 @@ def test_no_more_than_most_tokens(
 
 
 def export(checkpoint: Checkpoint, output: Path, *arguments: object) -> Result:
-    words = ["export", checkpoint.path, "--output", output, *arguments]
+    words = ["export", checkpoint.place, "--output", output, *arguments]
     return CliRunner().invoke(main, [str(word) for word in words])
 
 

@@ -19,7 +19,7 @@ from gptoss_onnx.evaluation.reference import portable_graph, reference
 from gptoss_onnx.evaluation.sensitivity import PackageWeights, sensitivity
 from gptoss_onnx.evaluation.texts import read_passages
 from gptoss_onnx.evaluation.units import subset, units
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import GRAPH, Options
 from gptoss_onnx.graph_passes.quantization import INT4, PRESETS, Format, Quantization
@@ -41,7 +41,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def measure(demo: Path, harmony: Harmony) -> Iterator[Callable[[Path], Rows]]:
     """Sensitivities of a package of the demo over a few tokens."""
-    checkpoint = Checkpoint.open(str(demo))
+    checkpoint = open_checkpoint(str(demo))
     passages = read_passages(demo / "evaluation" / "held_out.jsonl", harmony, 4096)
     part = subset(passages, 60)
     with portable_graph(checkpoint) as portable:
@@ -87,7 +87,7 @@ def test_a_harmed_group_ranks_first(
 def test_an_int8_kv_cache_is_a_group(
     measure: Callable[[Path], Rows], demo: Path, tmp_path: Path
 ) -> None:
-    checkpoint, costs = Checkpoint.open(str(demo)), []
+    checkpoint, costs = open_checkpoint(str(demo)), []
     shape = checkpoint.spec.num_kv_heads, checkpoint.spec.head_dim
     layers = range(checkpoint.spec.num_layers)
     for most in (16.0, 1600.0):  # the second a hundred times too coarse
@@ -112,7 +112,7 @@ def test_mxfp4_experts_are_exact(
     preset: str, target: str, demo: Path, demo_package: DemoPackage
 ) -> None:
     """In float16 too, where what they add is kept at a fraction of its size."""
-    checkpoint = Checkpoint.open(str(demo))
+    checkpoint = open_checkpoint(str(demo))
     with portable_graph(checkpoint) as portable:
         values = ir.load(portable / GRAPH).graph.initializers
         weights = PackageWeights(demo_package(preset, target) / GRAPH, portable / GRAPH)
@@ -174,7 +174,7 @@ def test_budgets_out_of_reach_are_refused(bits: float, word: str, costs: Costs, 
     with pytest.raises(UserError, match=word):
         assign(costs, int(bits * costs.total_weights / 8), "--bits-per-weight")
     with pytest.raises(UserError, match=word):
-        check_budget(Checkpoint.open(str(demo)), 10**6 if bits < 4 else 10**9, "--size 1MB")
+        check_budget(open_checkpoint(str(demo)), 10**6 if bits < 4 else 10**9, "--size 1MB")
 
 
 def test_sizes() -> None:
@@ -187,7 +187,7 @@ def test_sizes() -> None:
 
 
 def test_a_recipe_reaches_the_graph_and_gives_the_package_back(demo: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(str(demo))
+    checkpoint = open_checkpoint(str(demo))
     texts = {"embedding": "int8:64", "layers.2.experts": "int8:32", "layers.4.qkv": "int4:16"}
     (tmp_path / "recipe.json").write_text(json.dumps(texts), encoding="utf-8")
     first = tmp_path / "first" / "demo"
