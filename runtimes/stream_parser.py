@@ -72,7 +72,8 @@ class StreamParser:
         self._held_header = False  # beyond its longest
         self._open = Header(Message("assistant", ""), None, False, True)
         self._content: list[str] = []
-        self._unsaid: list[str] = []  # content that no event told yet
+        self._unsaid: list[str] = []  # of it, what no event told yet
+        self._told = False  # whether one told any
         self._count = 0  # the assistant's messages
         self._answered = False
 
@@ -131,7 +132,7 @@ class StreamParser:
 
     def _begin(self, header: Header) -> None:
         self._open, self._header = header, None
-        self._content, self._unsaid = [], []
+        self._content, self._unsaid, self._told = [], [], False
 
     def _begin_text(self, channel: str) -> None:
         self._begin(Header(Message("assistant", "", channel), None, False, True))
@@ -144,10 +145,11 @@ class StreamParser:
 
     def _tell(self, message: Message) -> list[Event]:
         text = "".join(self._unsaid)
-        # Arguments that never come are no call: none has begun before they do.
-        blank = message.is_call and not "".join(self._content).strip(_BLANK)
-        if not text or blank or message.role != "assistant":
+        # Arguments that never come are no call: none begins before they do.
+        waits = message.is_call and not self._told and not text.strip(_BLANK)
+        if not text or waits or message.role != "assistant":
             return []
+        self._told = True
         self._unsaid = []
         place, channel = self._count, message.channel or "final"
         return [Event(channel, text, place, message.recipient, message.content_type)]

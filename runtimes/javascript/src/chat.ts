@@ -1,30 +1,35 @@
 /** A reply in the harmony format as typed events, and a conversation that keeps its history. */
 import { UserError } from "./errors.js";
-import type { FinishReason, GenerateOptions, Generation, Usage } from "./generation.js";
+import type { GenerateOptions, Generation, Usage } from "./generation.js";
 import { noUsage } from "./generation.js";
-import type { Message, SystemPrompt } from "./harmony.js";
-import { StreamParser } from "./parser.js";
+import { FUNCTIONS, type Message, type SystemPrompt, calledName } from "./harmony.js";
+import { TEXT_TOOLS } from "./header.js";
+import type { Kind, Piece } from "./parser.js";
+import { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.js";
 import type { Tokenizer } from "./tokenizer.js";
 import type { Tool } from "./tools.js";
 
-/** A piece of what the model says: whole characters. */
+/** A piece of what the model says: whole characters of one message. */
 export interface TextEvent {
-  channel: "final" | "commentary" | "analysis" | (string & {});
+  kind: "final" | "commentary" | "analysis";
+  channel: "final" | "commentary" | "analysis";
   text: string;
+  /** Pieces of one message have the same number, counted from 0 in a reply. */
+  message: number;
+  contentType?: string;
 }
 
-/** What the model asks for, once it has asked: the last event of a reply. */
-export interface ToolCallEvent {
-  channel: "call";
-  /** As `functions.weather`. */
+/** A piece of a call's arguments as they are written: a call only once its `call` event came. */
+export interface ArgumentsEvent {
+  kind: "arguments";
+  channel: "arguments";
+  /** As the model wrote it: `functions.weather`. */
   name: string;
-  /** `text` as JSON; undefined when it is none: only a model wrote it. */
-  arguments: unknown;
   text: string;
+  message: number;
 }
 
-export type ChatEvent = TextEvent | ToolCallEvent;
-export type ChatFinishReason = FinishReason | "tool_call";
+export type ChatEvent = TextEvent | ArgumentsEvent | ToolCallEvent;
 
 export interface ChatOptions extends GenerateOptions {
   /** null leaves the system message out. */
@@ -36,15 +41,24 @@ export interface ChatOptions extends GenerateOptions {
   analysis?: boolean;
 }
 
-/** The message that answers a tool call: `functions.weather`, or `weather` for short. */
-export function toolResult(name: string, text: string): Message {
-  const role = name.includes(".") ? name : `functions.${name}`;
-  return { role, content: text, channel: "commentary", recipient: "assistant" };
+/** The message that answers a tool call: the call's event, or its name, `weather` for short. */
+export function toolResult(call: ToolCallEvent | string, text: string): Message {
+  if (typeof call !== "string") return resultOf(call, text);
+  const short = !call.includes(".") && !TEXT_TOOLS.includes(call);
+  return resultOf({ name: short ? FUNCTIONS + call : call, on: "commentary" }, text);
+}
+
+function resultOf({ name, on }: Pick<ToolCallEvent, "name" | "on">, text: string): Message {
+  return { role: name, content: text, channel: on, recipient: "assistant" };
 }
 
 /** How a reply ended; filled in when its last event came. */
 export interface ReplyEnd {
   finishReason?: ChatFinishReason;
+  /** Of a reply that was cut: the kind of message it was in. */
+  cutIn?: Kind;
+  /** The text of the final channel. */
+  answer: string;
   /** What to add to the conversation. */
   messages: Message[];
   toolCalls: ToolCallEvent[];
@@ -54,6 +68,8 @@ export interface ReplyEnd {
 /** A reply being written: iterate over its events, once. */
 export class Reply implements AsyncIterable<ChatEvent>, ReplyEnd {
   finishReason?: ChatFinishReason;
+  cutIn?: Kind;
+  answer = "";
   messages: Message[] = [];
   toolCalls: ToolCallEvent[] = [];
   usage: Usage = noUsage();
@@ -69,9 +85,8 @@ export class Reply implements AsyncIterable<ChatEvent>, ReplyEnd {
 
   /** The whole answer: the text of the final channel. */
   async text(): Promise<string> {
-    let text = "";
-    for await (const event of this) if (event.channel === "final") text += event.text;
-    return text;
+    for await (const _ of this);
+    return this.answer;
   }
 }
 
@@ -79,61 +94,31 @@ export class Reply implements AsyncIterable<ChatEvent>, ReplyEnd {
 export async function* events(
   start: () => Generation,
   tokenizer: Tokenizer,
-  analysis: boolean,
+  { analysis = false, tools = [] }: ChatOptions,
   end: ReplyEnd,
 ): AsyncGenerator<ChatEvent, void, undefined> {
   const generation = start();
-  const parser = new StreamParser(tokenizer);
-  const shown = (pieces: ReturnType<StreamParser["feed"]>): ChatEvent[] =>
-    pieces
-      .filter(({ recipient }) => !isCall(recipient))
-      .filter(({ channel }) => analysis || channel !== "analysis")
-      .map(({ channel, text }) => ({ channel, text }));
+  const reply = new ReplyReader(tokenizer, tools.map(({ name }) => name));
+  const shown = (pieces: Piece[]) =>
+    pieces.filter(({ kind }) => analysis || kind !== "analysis").map(eventOf);
   try {
-    for await (const token of generation) yield* shown(parser.feed(token));
-    yield* shown(parser.finish());
+    for await (const token of generation) yield* shown(reply.feed(token));
+    yield* shown(reply.finish(generation.finishReason ?? "cancelled"));
   } finally {
     // Also when the caller stopped listening: what was said is kept.
-    parser.finish();
-    record(parser.messages, generation, end);
+    reply.finish(generation.finishReason ?? "cancelled");
+    const { finishReason, cutIn, text: answer, messages, calls: toolCalls } = reply;
+    Object.assign(end, { finishReason, cutIn, answer, messages, toolCalls });
+    end.usage = generation.usage;
   }
   yield* end.toolCalls;
 }
 
-function isCall(recipient: string | undefined): boolean {
-  return recipient !== undefined && recipient !== "all" && recipient !== "assistant";
-}
-
-/**
- * A reply that was aborted, cut at its length limit or abandoned keeps what a reader saw: its final
- * and commentary text so far. Its reasoning and tool calls are dropped, so the next turn starts
- * from a conversation the model knows the form of.
- */
-function record(said: readonly Message[], generation: Generation, end: ReplyEnd): void {
-  end.usage = generation.usage;
-  end.finishReason = generation.finishReason ?? "cancelled";
-  const complete = generation.finishReason === "stop";
-  for (const message of said) {
-    // A model that left the format may speak for others: that is no part of the history.
-    if (message.role !== "assistant") continue;
-    const call = isCall(message.recipient);
-    if (call && complete) {
-      end.toolCalls.push(toolCall(message));
-      end.finishReason = "tool_call";
-    }
-    if (complete || !(call || message.channel === "analysis")) end.messages.push(message);
+function eventOf({ kind, text, message, recipient, contentType }: Piece): ChatEvent {
+  if (kind === "call") {
+    return { kind: "arguments", channel: "arguments", name: recipient as string, text, message };
   }
-}
-
-function toolCall(message: Message): ToolCallEvent {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(message.content);
-  } catch {
-    // Left undefined: the caller sees the text.
-  }
-  const name = message.recipient as string;
-  return { channel: "call", name, arguments: parsed, text: message.content };
+  return { kind, channel: kind, text, message, ...(contentType !== undefined && { contentType }) };
 }
 
 /**
@@ -147,6 +132,7 @@ export class Conversation {
   readonly #chat: (messages: readonly Message[], options: ChatOptions) => Reply;
   readonly #options: ChatOptions;
   #busy = false;
+  #results: Message[] = []; // those told while the call's reply was read
 
   constructor(
     chat: (messages: readonly Message[], options: ChatOptions) => Reply,
@@ -166,17 +152,28 @@ export class Conversation {
     return this.send([], options);
   }
 
-  /** Answer the tool call of that name (`functions.weather`, or `weather` for short). */
+  /** Answer the tool call of that name, as the model wrote it or without `functions.` */
   addToolResult(name: string, text: string): void {
-    const message = toolResult(name, text);
-    const asked = this.last?.toolCalls.map((call) => call.name) ?? [];
-    if (!asked.includes(message.role)) {
+    const calls = this.last?.toolCalls ?? [];
+    const asked = calls.map((call) => call.name);
+    const call = calls[asked.indexOf(calledName(name, asked) ?? "")];
+    if (!call) {
       throw new UserError(
-        `a result of ${message.role} was not asked for: the model called ` +
-          (asked.join(", ") || "no tool"),
+        `a result of ${name} was not asked for: the model called ${asked.join(", ") || "no tool"}`,
       );
     }
-    this.messages.push(message);
+    // While the reply is still read, its messages are not in the history yet: results follow them.
+    (this.#busy ? this.#results : this.messages).push(toolResult(call, text));
+  }
+
+  /**
+   * Answer every tool call of the last reply with what `run` says to it; then `resume`. A call
+   * whose arguments are no JSON object is not run: the model is told so.
+   */
+  async answerCalls(run: (call: ToolCallEvent) => string | Promise<string>): Promise<void> {
+    for (const call of this.last?.toolCalls ?? []) {
+      this.addToolResult(call.name, call.error ?? (await run(call)));
+    }
   }
 
   async *#turn(
@@ -201,10 +198,11 @@ export class Conversation {
       this.#busy = false;
       if (failed || !this.last) this.messages = before;
       else {
-        this.messages.push(...this.last.messages);
-        const { finishReason, messages, toolCalls, usage } = this.last;
-        Object.assign(end, { finishReason, messages, toolCalls, usage });
+        this.messages.push(...this.last.messages, ...this.#results);
+        const { finishReason, cutIn, answer, messages, toolCalls, usage } = this.last;
+        Object.assign(end, { finishReason, cutIn, answer, messages, toolCalls, usage });
       }
+      this.#results = [];
     }
   }
 }

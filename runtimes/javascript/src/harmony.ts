@@ -9,15 +9,34 @@ import { type Tool, renderTools } from "./tools.js";
 
 export const CHANNELS = ["analysis", "commentary", "final"];
 export const STOPS = ["<|return|>", "<|call|>", "<|endoftext|>"];
-const CONSTRAIN = "<|constrain|>";
+export const CONSTRAIN = "<|constrain|>";
+/** The namespace of an application's own tools. */
+export const FUNCTIONS = "functions.";
+// Those a message can be meant for without being a call.
+const NO_TOOLS: readonly (string | undefined)[] = [undefined, "all", "assistant", "user"];
+const SPEAKERS = ["system", "developer", "user", "assistant"]; // every other role is a tool
 
-/** One message. A tool's result has the tool's name as role (`functions.weather`). */
+/**
+ * One message. A tool's result has the tool's name as role (`functions.weather`). A call names its
+ * tool behind the channel, as models write it, or before it: `recipientInRole`.
+ */
 export interface Message {
   role: string;
   content: string;
   channel?: string;
   recipient?: string;
   contentType?: string;
+  recipientInRole?: boolean;
+}
+
+export function isCall({ role, recipient }: Message): boolean {
+  return role === "assistant" && !NO_TOOLS.includes(recipient);
+}
+
+/** Which of the names in `called` is meant: `name`, or that with or without `functions.` */
+export function calledName(name: string, called: readonly string[]): string | undefined {
+  const bare = name.startsWith(FUNCTIONS) ? name.slice(FUNCTIONS.length) : name;
+  return [name, FUNCTIONS + name, bare].find((form) => called.includes(form));
 }
 
 /** What the system message says. `date` is ISO 8601, today's when left out. */
@@ -80,19 +99,21 @@ export class Harmony {
     if (instructions !== undefined) sections.push(`# Instructions\n\n${instructions}`);
     if (tools.length) sections.push(renderTools(tools));
     if (sections.length) head.push({ role: "developer", content: sections.join("\n\n") });
-    const ids = [...head, ...withoutOldAnalysis(messages)].flatMap((m) => this.#render(m));
+    const ids = [...head, ...shownMessages(messages)].flatMap((m) => this.#render(m));
     if (reply) ids.push(this.tokenizer.special("<|start|>"), ...this.tokenizer.encode("assistant"));
     return ids;
   }
 
-  #render({ role, content, channel, recipient, contentType }: Message): number[] {
+  #render(message: Message): number[] {
+    const { role, content, channel, recipient, contentType } = message;
     const { tokenizer } = this;
     const special = (name: string) => tokenizer.special(name);
-    const ids = [special("<|start|>"), ...tokenizer.encode(role)];
-    if (recipient !== undefined && recipient !== "all") {
-      ids.push(...tokenizer.encode(` to=${recipient}`));
-    }
+    const named = recipient !== undefined && recipient !== "all";
+    const to = named ? tokenizer.encode(` to=${recipient}`) : [];
+    const inRole = channel === undefined || role !== "assistant" || message.recipientInRole;
+    const ids = [special("<|start|>"), ...tokenizer.encode(role), ...(inRole ? to : [])];
     if (channel !== undefined) ids.push(special("<|channel|>"), ...tokenizer.encode(channel));
+    if (!inRole) ids.push(...to);
     if (contentType?.startsWith(CONSTRAIN)) {
       ids.push(...tokenizer.encode(" "), special(CONSTRAIN));
       ids.push(...tokenizer.encode(contentType.slice(CONSTRAIN.length)));
@@ -107,8 +128,38 @@ export class Harmony {
   }
 }
 
-/** Drop the reasoning of answered turns; that of a turn still calling tools stays. */
-function withoutOldAnalysis(messages: readonly Message[]): Message[] {
-  const last = messages.findLastIndex((m) => m.role === "assistant" && m.channel === "final");
-  return messages.filter((message, i) => i > last || message.channel !== "analysis");
+/**
+ * What of a history the model is shown, with no call or result that lacks the other.
+ *
+ * The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls stay
+ * with their results, on any channel; a call that had none when the user spoke again is dropped. A
+ * result takes the name its call was made by.
+ */
+function shownMessages(messages: readonly Message[]): Message[] {
+  const last = messages.findLastIndex(
+    (m) => m.role === "assistant" && m.channel === "final" && !isCall(m),
+  );
+  const shown: Message[] = [];
+  let waiting: { place: number; tool: string }[] = []; // calls without a result
+  const dropped = new Set<number>();
+  messages.forEach((message, at) => {
+    const reasoning = message.role === "assistant" && message.channel === "analysis";
+    if (reasoning && !isCall(message) && at < last) return;
+    let said = message;
+    if (isCall(message)) {
+      waiting.push({ place: shown.length, tool: message.recipient as string });
+    } else if (message.role === "user") {
+      for (const { place } of waiting) dropped.add(place);
+      waiting = [];
+    } else if (!SPEAKERS.includes(message.role)) {
+      const tools = waiting.map(({ tool }) => tool);
+      const name = calledName(message.role, tools);
+      if (name !== undefined) {
+        waiting.splice(tools.indexOf(name), 1);
+        said = { ...message, role: name };
+      }
+    }
+    shown.push(said);
+  });
+  return shown.filter((_, place) => !dropped.has(place));
 }

@@ -130,7 +130,7 @@ export class Model {
       const prompt = this.harmony.render(messages.map(withChannel), options);
       return this.#generate(open(), prompt, options, this.harmony.stopIds);
     };
-    return new Reply((end) => events(start, this.tokenizer, options.analysis ?? false, end));
+    return new Reply((end) => events(start, this.tokenizer, options, end));
   }
 
   #generate(

@@ -1,12 +1,11 @@
 /** What every platform exports beside its `GptOss`. */
 export {
+  type ArgumentsEvent,
   type ChatEvent,
-  type ChatFinishReason,
   type ChatOptions,
   Conversation,
   Reply,
   type TextEvent,
-  type ToolCallEvent,
   toolResult,
 } from "./chat.js";
 export { UserError } from "./errors.js";
@@ -14,7 +13,8 @@ export { type FinishReason, type GenerateOptions, Generation, type Usage } from 
 export { Harmony, type Message, type RenderOptions, type SystemPrompt } from "./harmony.js";
 export { type Manifest } from "./manifest.js";
 export { type BackendInfo, Model, type Progress } from "./model.js";
-export { type Piece, StreamParser } from "./parser.js";
+export { type Kind, type Piece, StreamParser } from "./parser.js";
+export { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.js";
 export { Sampler, type Sampling, SplitMix64 } from "./sampling.js";
 export { Session } from "./session.js";
 export { IncrementalDecoder, Tokenizer, type TokenizerLibrary } from "./tokenizer.js";

@@ -51,8 +51,8 @@ async function perform(
     case "chat": {
       const reply = model.chat(request.messages, { ...request.options, signal });
       for await (const event of reply) send(event);
-      const { finishReason, messages, toolCalls, usage } = reply;
-      return { finishReason, messages, toolCalls, usage };
+      const { finishReason, cutIn, answer, messages, toolCalls, usage } = reply;
+      return { finishReason, cutIn, answer, messages, toolCalls, usage };
     }
     case "generate": {
       const generation = model.generate(request.prompt, { ...request.options, signal });

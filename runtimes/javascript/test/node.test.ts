@@ -144,15 +144,23 @@ describe("conversation", () => {
 describe("tools", () => {
   const CALL = '{"city":"巴黎"}<|call|>';
   const HEADER = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>";
+  const THOUGHT = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant";
+  const SUNNY = "<|channel|>final<|message|>Sunny.<|return|>";
 
-  /** A session whose next tokens are decided: the demo knows no tools. */
-  function saying(text: string): Session {
-    const ids = text.split(/(<\|\w+\|>)/).flatMap((piece) => {
-      const { tokenizer } = model;
+  function encode(text: string): number[] {
+    const { tokenizer } = model;
+    return text.split(/(<\|\w+\|>)/).flatMap((piece) => {
       return tokenizer.hasSpecial(piece) ? [tokenizer.special(piece)] : tokenizer.encode(piece);
     });
+  }
+
+  /** A session whose next tokens are decided, one text a reply: the demo knows no tools. */
+  function saying(...texts: string[]): Session {
+    const ids = texts.flatMap(encode);
     const session = model.newSession();
-    session.feed = async () => {
+    const feed = session.feed.bind(session);
+    session.feed = async (tokens) => {
+      await feed(tokens);
       const logits = new Float32Array(model.manifest.vocab_size);
       logits[ids.shift() ?? model.tokenizer.special("<|return|>")] = 1;
       return logits;
@@ -160,17 +168,19 @@ describe("tools", () => {
     return session;
   }
 
-  test("a call is an event with its arguments, not text", async () => {
-    const said = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant";
-    const reply = model.chat(QUESTION, { session: saying(`${said}${HEADER}${CALL}`) });
-    expect(await collect(reply)).toEqual<ChatEvent[]>([
-      {
-        channel: "call",
-        name: "functions.weather",
-        arguments: { city: "巴黎" },
-        text: '{"city":"巴黎"}',
-      },
-    ]);
+  test("a call is an event with its arguments, which are told as they come", async () => {
+    const reply = model.chat(QUESTION, { session: saying(`${THOUGHT}${HEADER}${CALL}`) });
+    const events = await collect(reply);
+    expect(events.pop()).toEqual<ChatEvent>({
+      kind: "call",
+      channel: "call",
+      name: "functions.weather",
+      arguments: { city: "巴黎" },
+      text: '{"city":"巴黎"}',
+      on: "commentary",
+    });
+    expect(new Set(events.map((event) => event.kind))).toEqual(new Set(["arguments"]));
+    expect(events.map((event) => event.text).join("")).toBe('{"city":"巴黎"}');
     expect(reply.finishReason).toBe("tool_call");
     const ids = model.harmony.render([...QUESTION, ...reply.messages, toolResult("weather", "1")]);
     expect(model.tokenizer.decode(ids)).toContain("functions.weather to=assistant");
@@ -178,11 +188,89 @@ describe("tools", () => {
 
   test("arguments that are no JSON stay text, and a call cut short is none", async () => {
     const odd = model.chat(QUESTION, { session: saying(`${HEADER}{"city":<|call|>`) });
-    expect(await collect(odd)).toMatchObject([{ channel: "call", arguments: undefined }]);
+    expect((await collect(odd)).at(-1)).toMatchObject({
+      kind: "call",
+      arguments: undefined,
+      error: expect.stringContaining("no JSON object"),
+    });
     const cut = model.chat(QUESTION, { session: saying(HEADER + CALL), maxNewTokens: 24 });
-    expect(await collect(cut)).toEqual([]);
-    expect(cut.finishReason).toBe("length");
+    expect((await collect(cut)).filter((event) => event.kind === "call")).toEqual([]);
+    expect([cut.finishReason, cut.cutIn]).toEqual(["length", "call"]);
     expect(cut.messages).toEqual([]);
+  });
+
+  test.each(["functions.weather", "weather", "python", "files.read"])(
+    "a call of %s is answered in the loop that hears of it",
+    async (name) => {
+      const called = `${THOUGHT}${HEADER.replace("functions.weather", name)}${CALL}`;
+      const session = saying(called, SUNNY);
+      const talk = model.conversation({ system, session });
+      for await (const event of talk.send("Weather?")) {
+        if (event.kind === "call") talk.addToolResult(event.name, "sun");
+      }
+      expect(talk.messages.map((m) => m.recipient ?? m.role)).toEqual([
+        "user", "assistant", name, "assistant",
+      ]); // prettier-ignore
+      expect(talk.messages.at(-1)?.role).toBe(name);
+      const held = session.length;
+      expect(await talk.resume().text()).toBe("Sunny.");
+      // The whole call was in the cache: only its result is fed, and the turn's opening.
+      expect(talk.last?.usage.reusedTokens).toBe(held);
+      const fed = encode(`<|start|>${name} to=assistant<|channel|>commentary<|message|>sun<|end|>`);
+      expect(talk.last?.usage.promptTokens).toBe(
+        held + 1 + fed.length + encode("<|start|>assistant").length,
+      );
+    },
+  );
+
+  test("a result by its short or long name", async () => {
+    for (const [name, given] of [["functions.weather", "weather"], ["weather", "functions.weather"]]) {
+      const session = saying(HEADER.replace("functions.weather", name) + CALL);
+      const talk = model.conversation({ system, session });
+      await collect(talk.send("Weather?"));
+      talk.addToolResult(given, "sun");
+      expect(talk.messages.at(-1)?.role).toBe(name);
+      expect(() => talk.addToolResult("time", "noon")).toThrow(`the model called ${name}`);
+    }
+  });
+
+  test("arguments that are no JSON are answered, not run", async () => {
+    const bad = `${HEADER}{'city'}<|end|><|start|>assistant`;
+    const talk = model.conversation({ system, session: saying(bad + HEADER + CALL, SUNNY) });
+    await collect(talk.send("Weather?"));
+    const run: unknown[] = [];
+    await talk.answerCalls(async (call) => {
+      run.push(call.arguments);
+      return "sun";
+    });
+    expect(run).toEqual([{ city: "巴黎" }]);
+    const told = talk.messages.slice(-2).map((message) => message.content);
+    expect(told).toEqual([expect.stringMatching(/^Error: the arguments are no JSON.*$/), "sun"]);
+    expect(await talk.resume().text()).toBe("Sunny.");
+  });
+
+  test("a tool that is known is called without to=", async () => {
+    const header = HEADER.replace("to=functions.weather", "weather");
+    const tools = [{ name: "weather", description: "" }];
+    const reply = model.chat(QUESTION, { tools, session: saying(header + CALL) });
+    expect((await collect(reply)).map((event) => event.kind)).toEqual(["arguments", "call"]);
+    const other = model.chat(QUESTION, { session: saying(header + CALL) });
+    expect(new Set((await collect(other)).map((e) => e.kind))).toEqual(new Set(["commentary"]));
+  });
+
+  test("messages are told apart, and reasoning is no answer", async () => {
+    const said = `<|channel|>commentary<|message|>Let me check.<|end|><|start|>assistant${SUNNY}`;
+    const reply = model.chat(QUESTION, { session: saying(said) });
+    const texts: string[] = [];
+    for await (const event of reply) {
+      if (event.kind === "call") continue;
+      texts[event.message] = (texts[event.message] ?? "") + event.text;
+    }
+    expect(texts).toEqual(["Let me check.", "Sunny."]);
+    expect(reply.answer).toBe("Sunny.");
+    const cut = model.chat(QUESTION, { session: saying(THOUGHT), maxNewTokens: 6 });
+    expect(await cut.text()).toBe("");
+    expect([cut.finishReason, cut.cutIn]).toEqual(["length", "analysis"]);
   });
 });
 

@@ -14,8 +14,9 @@ export function vectors<T>(name: string): T {
   return JSON.parse(readFileSync(`${ROOT}tests/vectors/${name}.json`, "utf8")) as T;
 }
 
-export interface SharedMessage extends Omit<Message, "contentType"> {
+export interface SharedMessage extends Omit<Message, "contentType" | "recipientInRole"> {
   content_type?: string;
+  recipient_in_role?: boolean;
 }
 
 export interface SharedSystem {
@@ -47,12 +48,24 @@ export interface RenderCase {
   ids: number[];
 }
 
-export function fromShared({ content_type, ...rest }: SharedMessage): Message {
-  return content_type === undefined ? rest : { ...rest, contentType: content_type };
+export function fromShared({
+  content_type: contentType,
+  recipient_in_role: recipientInRole,
+  ...rest
+}: SharedMessage): Message {
+  return {
+    ...rest,
+    ...(contentType !== undefined && { contentType }),
+    ...(recipientInRole && { recipientInRole }),
+  };
 }
 
-export function toShared({ contentType, ...rest }: Message): SharedMessage {
-  return contentType === undefined ? rest : { ...rest, content_type: contentType };
+export function toShared({ contentType, recipientInRole, ...rest }: Message): SharedMessage {
+  return {
+    ...rest,
+    ...(contentType !== undefined && { content_type: contentType }),
+    ...(recipientInRole && { recipient_in_role: recipientInRole }),
+  };
 }
 
 export function systemFromShared(system: SharedSystem | null): SystemPrompt | null {

@@ -5,13 +5,18 @@ import * as tokenizers from "@huggingface/tokenizers";
 import { describe, expect, test } from "vitest";
 
 import {
+  type FinishReason,
   Harmony,
   IncrementalDecoder,
+  type Piece,
+  ReplyReader,
   Sampler,
   SplitMix64,
   StreamParser,
   Tokenizer,
 } from "../src/node.js";
+import { kindOf } from "../src/parser.js";
+import { toolCall } from "../src/reply.js";
 import { samplingFromConfig } from "../src/sampling.js";
 import {
   ROOT,
@@ -61,30 +66,118 @@ test.each(vectors<{ render: RenderCase[] }>("harmony").render)(
   },
 );
 
-interface ReplyCase {
+interface ParseCase {
   name: string;
   ids: number[];
-  events: [string, string][][];
+  events: [string, string, number, string?][][];
   messages: SharedMessage[];
   cuts?: SharedMessage[][];
 }
 
-test.each(vectors<{ replies: ReplyCase[] }>("stream_parse").replies)(
-  "parses $name",
-  ({ ids, events, messages, cuts = [] }) => {
-    const pairs = (pieces: { channel: string; text: string }[]) =>
-      pieces.map(({ channel, text }) => [channel, text]);
-    const parser = new StreamParser(tokenizer);
-    expect([...ids.map((id) => pairs(parser.feed(id))), pairs(parser.finish())]).toEqual(events);
-    expect(parser.messages.map(toShared)).toEqual(messages);
-    cuts.forEach((expected, length) => {
-      const cut = new StreamParser(tokenizer);
-      for (const id of ids.slice(0, length)) cut.feed(id);
-      cut.finish();
-      expect(cut.messages.map(toShared)).toEqual(expected);
+const parses = vectors<{ tools: string[]; replies: ParseCase[] }>("stream_parse");
+
+test.each(parses.replies)("parses $name", ({ ids, events, messages, cuts = [] }) => {
+  const told = (pieces: Piece[]) =>
+    pieces.map(({ kind, text, message, recipient }) => {
+      return [kind, text, message, ...(recipient === undefined ? [] : [recipient])];
     });
-  },
-);
+  const parser = new StreamParser(tokenizer, parses.tools);
+  expect([...ids.map((id) => told(parser.feed(id))), told(parser.finish())]).toEqual(events);
+  expect(parser.messages.map(toShared)).toEqual(messages);
+  cuts.forEach((expected, length) => {
+    const cut = new StreamParser(tokenizer, parses.tools);
+    for (const id of ids.slice(0, length)) cut.feed(id);
+    cut.finish();
+    expect(cut.messages.map(toShared)).toEqual(expected);
+  });
+});
+
+interface ReplyCase {
+  name: string;
+  ids: number[];
+  reason: FinishReason;
+  text: string;
+  finish_reason: string;
+  cut_in: string | null;
+  messages: SharedMessage[];
+  calls: { name: string; arguments: string; channel: string; error: string | null }[];
+  then: SharedMessage[];
+  next_ids: number[];
+}
+
+describe("replies", () => {
+  const { tools, replies, arguments: given } = vectors<{
+    tools: string[];
+    replies: ReplyCase[];
+    arguments: { name: string; text: string; good: boolean }[];
+  }>("reply");
+
+  test.each(replies)("$name", ({ ids, reason, messages, calls, then, next_ids, ...expected }) => {
+    const reply = new ReplyReader(tokenizer, tools);
+    for (const id of ids) reply.feed(id);
+    reply.finish(reason);
+    const { text, finishReason, cutIn = null } = reply;
+    expect({ text, finish_reason: finishReason, cut_in: cutIn }).toMatchObject({
+      text: expected.text,
+      finish_reason: expected.finish_reason,
+      cut_in: expected.cut_in,
+    });
+    expect(reply.messages.map(toShared)).toEqual(messages);
+    const found = reply.calls.map((call) => ({
+      name: call.name,
+      arguments: call.text,
+      channel: call.on,
+      error: call.error ?? null,
+    }));
+    expect(found).toEqual(calls);
+    const question = { role: "user", content: "Weather?" };
+    const history = [question, ...reply.messages, ...then.map(fromShared)];
+    expect(new Harmony(tokenizer).render(history, { system: null })).toEqual(next_ids);
+  });
+
+  test.each(given)("a call of $name with $text", ({ name, text, good }) => {
+    const message = { role: "assistant", content: text, recipient: name };
+    expect(toolCall(message).error === undefined).toBe(good);
+  });
+
+  test("nothing a model writes is an error", () => {
+    const special = (name: string) => tokenizer.special(name);
+    const marks = Array.from({ length: 9 }, (_, i) => [4087 + i]);
+    const words = [..."assistant user to=functions.f to= get_weather functions.g".split(" "),
+      ..."final analysis commentary json { {} <|message|> <|end|> to=user 🎉".split(" ")]
+      .flatMap((word) => [tokenizer.encode(word), tokenizer.encode(` ${word}`)]);
+    const random = new SplitMix64(7n);
+    const below = (count: number) => Math.floor(random.uniform() * count);
+    const harmony = new Harmony(tokenizer);
+    let called = 0;
+    for (let round = 0; round < 2000; round++) {
+      const ids = Array.from({ length: below(40) }, () => {
+        const pool = below(11);
+        if (pool === 0) return [below(5002) - 2];
+        return pool < 6 ? marks[below(marks.length)] : words[below(words.length)];
+      }).flat();
+      const reply = new ReplyReader(tokenizer, tools);
+      const pieces = ids.flatMap((id) => reply.feed(id)).concat(reply.finish("stop"));
+      const { said } = reply;
+      const heard = said.map((_, place) => pieces.filter((piece) => piece.message === place));
+      said.forEach((message, place) => {
+        expect(heard[place].map((piece) => piece.text).join("")).toBe(message.content);
+        const kinds = new Set(heard[place].map((piece) => piece.kind));
+        expect([...kinds]).toEqual(message.content ? [kindOf(message)] : []);
+      });
+      expect(pieces.length).toBe(heard.flat().length);
+      for (const call of reply.calls) {
+        called++;
+        expect(call.text.trim()).not.toBe("");
+      }
+      const prompt = harmony.render([...said, { role: "user", content: "b" }], { system: null });
+      const count = (mark: string) => prompt.filter((id) => id === special(mark)).length;
+      expect(count("<|start|>")).toBe(count("<|message|>") + 1);
+      expect(count("<|channel|>")).toBeLessThanOrEqual(count("<|message|>"));
+    }
+    expect(called).toBeGreaterThan(50);
+  });
+});
 
 describe("sampling", () => {
   const { splitmix64, draws } = vectors<{

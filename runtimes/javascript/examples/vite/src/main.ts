@@ -26,8 +26,8 @@ form.onsubmit = async (event) => {
   button.disabled = true;
   const question = String(new FormData(form).get("question"));
   talk.append(`> ${question}\n`);
-  for await (const { channel, text } of conversation.send(question)) {
-    if (channel === "final") talk.append(text);
+  for await (const { kind, text } of conversation.send(question)) {
+    if (kind === "final") talk.append(text);
   }
   talk.append("\n");
   button.disabled = false;
