@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from gptoss_onnx.runtimes.chat import Chat
     from gptoss_onnx.runtimes.errors import UserError
     from gptoss_onnx.runtimes.generation import Options
-    from gptoss_onnx.runtimes.harmony import Message, SystemPrompt
-    from gptoss_onnx.runtimes.harmony_tools import Tool
+    from gptoss_onnx.runtimes.harmony import Message
+    from gptoss_onnx.runtimes.harmony_tools import BROWSER_TOOL, PYTHON_TOOL, Tool, ToolNamespace
     from gptoss_onnx.runtimes.package import Package
     from gptoss_onnx.runtimes.sampling import Sampling
     from gptoss_onnx.runtimes.stream_parser import Event
+    from gptoss_onnx.runtimes.system_prompt import SystemPrompt
     from gptoss_onnx.verifying import Verified, verify_package
 
 # From 1.29 on ONNX Runtime reports its use to its maker, unless it is told not to: as it is
@@ -51,16 +52,19 @@ _HOMES = {
     "runtimes.chat": ("Chat",),
     "runtimes.errors": ("UserError",),
     "runtimes.generation": ("Options",),
-    "runtimes.harmony": ("Message", "SystemPrompt"),
-    "runtimes.harmony_tools": ("Tool",),
+    "runtimes.harmony": ("Message",),
+    "runtimes.harmony_tools": ("BROWSER_TOOL", "PYTHON_TOOL", "Tool", "ToolNamespace"),
     "runtimes.package": ("Package",),
     "runtimes.sampling": ("Sampling",),
     "runtimes.stream_parser": ("Event",),
+    "runtimes.system_prompt": ("SystemPrompt",),
     "verifying": ("Verified", "verify_package"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BROWSER_TOOL",
+    "PYTHON_TOOL",
     "Chat",
     "Event",
     "Exported",
@@ -70,6 +74,7 @@ __all__ = [
     "Sampling",
     "SystemPrompt",
     "Tool",
+    "ToolNamespace",
     "UserError",
     "Verified",
     "__version__",

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, Usage, generate
-from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, called_name
+from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace, called_name
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import Reply, ToolCall
 from gptoss_onnx.runtimes.session import Session
@@ -35,13 +35,19 @@ class Chat:
         *,
         system: SystemPrompt | None = _DEFAULT_SYSTEM,
         instructions: str | None = None,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[Tool | ToolNamespace] = (),
+        auto_drop_analysis: bool = True,
         session: Session | None = None,
         **options: Any,
     ) -> None:
-        """`options` are those of `generation.Options`; `session` shares the KV cache of another."""
+        """`options` are those of `generation.Options`; `session` shares the KV cache of another.
+
+        `auto_drop_analysis`: the model is not shown its reasoning of answered turns, as it was
+        trained. The date of today is that of the first, or midnight would cost the KV cache.
+        """
         self.package = package
-        self.system = system
+        self.system = system and system.pinned()
+        self.auto_drop_analysis = auto_drop_analysis
         self.instructions = instructions
         self.tools = tuple(tools)
         self.session = session or Session(package)
@@ -112,7 +118,11 @@ class Chat:
         self._cancel = threading.Event()
         reply = self.reply = self._new_reply()
         prompt = self.package.harmony.render(
-            self.messages, system=self.system, instructions=self.instructions, tools=self.tools
+            self.messages,
+            system=self.system,
+            instructions=self.instructions,
+            tools=self.tools,
+            auto_drop_analysis=self.auto_drop_analysis,
         )
         # Reuses the KV cache up to where this prompt differs: behind `<|start|>assistant` of the
         # last turn, whose reasoning is gone now. `generate` took a snapshot just there.

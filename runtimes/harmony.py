@@ -6,18 +6,19 @@ message of its own. Rendering follows OpenAI's `openai-harmony` id for id; tests
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from gptoss_onnx.runtimes.harmony_tools import FUNCTION_NAMESPACE, in_namespaces, render_tools
 from gptoss_onnx.runtimes.harmony_tools import Tool as Tool
-from gptoss_onnx.runtimes.harmony_tools import render_tools
+from gptoss_onnx.runtimes.harmony_tools import ToolNamespace as ToolNamespace
+from gptoss_onnx.runtimes.system_prompt import CHANNELS as CHANNELS
+from gptoss_onnx.runtimes.system_prompt import SystemPrompt as SystemPrompt
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
-CHANNELS = ("analysis", "commentary", "final")
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 CONSTRAIN = "<|constrain|>"
-FUNCTIONS = "functions."  # the namespace of an application's own tools
+FUNCTIONS = f"{FUNCTION_NAMESPACE}."
 # Those a message can be meant for without being a call.
 _NO_TOOLS = (None, "all", "assistant", "user")
 _SPEAKERS = ("system", "developer", "user", "assistant")  # every other role is a tool
@@ -42,28 +43,6 @@ class Message:
         return self.role == "assistant" and self.recipient not in _NO_TOOLS
 
 
-@dataclass(frozen=True)
-class SystemPrompt:
-    """What the system message says. `date` is ISO 8601, None for today."""
-
-    identity: str = "You are ChatGPT, a large language model trained by OpenAI."
-    knowledge_cutoff: str = "2024-06"
-    date: str | None = None
-    reasoning: str = "medium"
-
-    def text(self, *, has_tools: bool = False) -> str:
-        date = self.date or datetime.date.today().isoformat()
-        channels = ", ".join(CHANNELS)
-        text = (
-            f"{self.identity}\nKnowledge cutoff: {self.knowledge_cutoff}\nCurrent date: {date}"
-            f"\n\nReasoning: {self.reasoning}"
-            f"\n\n# Valid channels: {channels}. Channel must be included for every message."
-        )
-        if has_tools:
-            text += "\nCalls to these tools must go to the commentary channel: 'functions'."
-        return text
-
-
 _DEFAULT_SYSTEM = SystemPrompt()
 
 
@@ -83,20 +62,27 @@ class Harmony:
         *,
         system: SystemPrompt | None = _DEFAULT_SYSTEM,
         instructions: str | None = None,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[Tool | ToolNamespace] = (),
+        auto_drop_analysis: bool = True,
         reply: bool = True,
     ) -> list[int]:
-        """Ids of a conversation, with the assistant's turn opened at the end when `reply`."""
+        """Ids of a conversation, with the assistant's turn opened at the end when `reply`.
+
+        `auto_drop_analysis`: the reasoning of answered turns is left out, as the format says.
+        UserError for tools that cannot be declared.
+        """
+        namespaces = in_namespaces(tools)
         head: list[Message] = []
         if system:
-            head.append(Message("system", system.text(has_tools=bool(tools))))
+            functions = any(n.name == FUNCTION_NAMESPACE and n.tools for n in namespaces)
+            head.append(Message("system", system.text(has_functions=functions)))
         sections = [f"# Instructions\n\n{instructions}"] if instructions is not None else []
-        if tools:
-            sections.append(render_tools(tools))
+        if namespaces:
+            sections.append(render_tools(namespaces))
         if sections:
             head.append(Message("developer", "\n\n".join(sections)))
         ids: list[int] = []
-        for message in (*head, *shown_messages(messages)):
+        for message in (*head, *shown_messages(messages, auto_drop_analysis)):
             ids += self._render_message(message)
         return ids + self._open_reply() if reply else ids
 
@@ -131,14 +117,15 @@ class Harmony:
         return [*ids, self.tokenizer.special("<|call|>") if calls else self._end]
 
 
-def shown_messages(messages: Sequence[Message]) -> list[Message]:
+def shown_messages(messages: Sequence[Message], auto_drop_analysis: bool = True) -> list[Message]:
     """What of a history the model is shown, with no call or result that lacks the other.
 
-    The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls stay
+    The reasoning of answered turns is dropped unless `auto_drop_analysis` is off, that of a turn
+    still calling tools stays. Calls stay
     with their results, on any channel; a call that had none when the user spoke again is dropped. A
     result takes the name its call was made by.
     """
-    answers = [i for i, m in enumerate(messages) if _is_answer(m)]
+    answers = [i for i, m in enumerate(messages) if auto_drop_analysis and _is_answer(m)]
     shown: list[Message] = []
     waiting: list[tuple[int, str]] = []  # calls without a result: place in `shown`, tool's name
     dropped: set[int] = set()

@@ -1,118 +1,177 @@
-"""The tools' part of harmony's developer message: JSON schemas as TypeScript-like declarations."""
+"""Tools as harmony's system and developer messages declare them."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.json_values import plain, read_json
+from gptoss_onnx.runtimes.tool_schema import typescript
+
+FUNCTION_NAMESPACE = "functions"  # the namespace of an application's own tools
+# A call is a name behind `to=`, which white space and `<` end, and a declaration is
+# `type name = (...) => any;` between braces: other characters would make it something else.
+_NO_NAME = re.compile(
+    r"[\0-\x20\x7f-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f\u3000\ufeff<>(){};=]"
+)
+
 
 @dataclass(frozen=True)
 class Tool:
-    """A function the model may call; `parameters` is a JSON schema, None for no arguments."""
+    """A function the model may call.
+
+    `parameters` is a JSON schema, or the JSON text of one; None for no arguments.
+    """
 
     name: str
-    description: str
-    parameters: Mapping[str, Any] | None = None
+    description: str | None = None
+    parameters: Mapping[str, Any] | str | None = None
 
 
-def render_tools(tools: Sequence[Tool]) -> str:
-    """The functions as the TypeScript-like declarations the model was trained on."""
-    lines = ["# Tools", "", "## functions", "", "namespace functions {", ""]
+@dataclass(frozen=True)
+class ToolNamespace:
+    """Tools under a name of their own: the model calls `name.tool`, or `name` if it has none."""
+
+    name: str
+    description: str | None = None
+    tools: Sequence[Tool] = ()
+
+
+def in_namespaces(tools: Sequence[Tool | ToolNamespace]) -> list[ToolNamespace]:
+    """`tools` by namespace, in the order of names; a `Tool` of its own is one of `functions`."""
     for tool in tools:
-        lines += [f"// {line}" for line in tool.description.splitlines()]
-        arguments = "" if tool.parameters is None else f"_: {_typescript(tool.parameters, '')}"
-        lines += [f"type {tool.name} = ({arguments}) => any;", ""]
-    return "\n".join([*lines, "} // namespace functions"])
+        if not isinstance(tool, Tool | ToolNamespace):
+            raise UserError(f"a tool is a {type(tool).__name__}: give a Tool or a ToolNamespace")
+    own = [tool for tool in tools if isinstance(tool, Tool)]
+    named = [tool for tool in tools if isinstance(tool, ToolNamespace)]
+    found = [*named, ToolNamespace(FUNCTION_NAMESPACE, tools=own)] if own else named
+    _names([namespace.name for namespace in found], "a tool namespace")
+    return sorted(found, key=lambda namespace: namespace.name)
 
 
-def _typescript(schema: Any, indent: str) -> str:
-    """A JSON schema as a type; `any` for what the reference renderer does not know either."""
-    if not isinstance(schema, Mapping):
-        return "any"
-    if isinstance(schema.get("oneOf"), list):
-        variants = [
-            _variant(variant, indent, _text(variant, "description"), bare_enum=False)
-            for variant in schema["oneOf"]
-        ]
-        return "".join(f"\n{indent} | {variant}" for variant in variants)
-    kind = schema.get("type")
-    if isinstance(kind, list) and kind:
-        return " | ".join("number" if name == "integer" else str(name) for name in kind)
-    if kind == "object":
-        return _object(schema, indent)
-    if kind == "string":
-        values = [f'"{value}"' for value in schema.get("enum") or () if isinstance(value, str)]
-        return " | ".join(values) or "string"
-    if kind == "array":
-        return f"{_typescript(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
-    return {"number": "number", "integer": "number", "boolean": "boolean"}.get(str(kind), "any")
+def render_tools(namespaces: Sequence[ToolNamespace]) -> str:
+    """The tools as the declarations the model was trained on; UserError for what is no tool."""
+    return "\n\n".join(["# Tools", *map(_section, namespaces)])
 
 
-def _object(schema: Mapping[str, Any], indent: str) -> str:
-    description = _text(schema, "description")
-    lines = [f"{indent}// {description}"] if description is not None else []
-    lines.append("{")
-    required = schema.get("required") or ()
-    for key, value in (schema.get("properties") or {}).items():
-        name = key if key in required else f"{key}?"
-        lines += [indent + line for line in _property(name, value, indent)]
-    return "\n".join([*lines, f"{indent}}}"])
+def _section(namespace: ToolNamespace) -> str:
+    name, tools = namespace.name, namespace.tools
+    _names([tool.name for tool in tools], f"a tool of {name}")
+    lines = [f"## {name}", ""]
+    about = _lines(namespace.description, f"tool namespace {name}")
+    if not tools:
+        return "\n".join([*lines, *about])
+    lines += [*(f"// {line}" for line in about), f"namespace {name} {{", ""]
+    for tool in tools:
+        lines += [f"// {line}" for line in _lines(tool.description, f"tool {tool.name}")]
+        lines += [f"type {tool.name} = ({_arguments(tool)}) => any;", ""]
+    return "\n".join([*lines, f"}} // namespace {name}"])
 
 
-def _property(name: str, schema: Any, indent: str) -> list[str]:
-    """The lines of one property. Those of nested types are indented already, the first excepted."""
-    if not isinstance(schema, Mapping):
-        return [f"{name}: any,"]
-    title, description = _text(schema, "title"), _text(schema, "description")
-    default = _default(schema)
-    head = [f"// {title}", "//"] if title is not None else []
-    about = [f"// {description}"] if description is not None else []
-    shown = schema.get("examples") or []
-    examples = ["// Examples:"] if shown else []
-    examples += [f'// - "{text}"' for text in shown if isinstance(text, str)]
-    variants = schema.get("oneOf")
-    if not isinstance(variants, list):
-        comment = f" // {default}" if default else ""
-        kind = _nullable(schema, indent + "    ")
-        return [*head, *about, *examples, f"{name}: {kind},{comment}"]
-    # The reference leaves a description that the first variant repeats out of both.
-    repeated = bool(variants) and _text(variants[0], "description") == description
-    lines = [*head, *examples, *([] if repeated else about)]
-    lines += [f"// {default}"] if default else []
-    lines.append(f"{name}:")
-    for place, variant in enumerate(variants):
-        said = _text(variant, "description")
-        hidden = said == description or (place == 0 and bool(about))
-        lines.append(f" | {_variant(variant, indent, None if hidden else said)}")
-    return [*lines, ","]
+def _arguments(tool: Tool) -> str:
+    where = f"tool {tool.name}: parameters"
+    schema: Any = tool.parameters
+    schema = read_json(schema, where) if isinstance(schema, str) else plain(schema, where)
+    if schema is None:
+        return ""
+    if not isinstance(schema, dict | bool):
+        raise UserError(f"{where} are no JSON schema: give an object, or nothing for no arguments")
+    return f"_: {typescript(schema)}"
 
 
-def _variant(schema: Any, indent: str, description: str | None, *, bare_enum: bool = True) -> str:
-    """One alternative of a `oneOf`, with its description and default behind it."""
-    comments = [description, _default(schema, bare_enum=bare_enum)]
-    text = " ".join(comment for comment in comments if comment is not None)
-    return _nullable(schema, indent + "   ") + (f" // {text}" if text else "")
+def _lines(text: str | None, where: str) -> list[str]:
+    """Lines as Rust's str::lines has them: only a line feed ends one."""
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: the description is a {type(text).__name__}: give text")
+    lines = re.split(r"\r?\n", text or "")
+    return lines if lines[-1] else lines[:-1]
 
 
-def _nullable(schema: Any, indent: str) -> str:
-    kind = _typescript(schema, indent)
-    nullable = isinstance(schema, Mapping) and schema.get("nullable") is True
-    return f"{kind} | null" if nullable and "null" not in kind else kind
+def _names(names: Sequence[str], what: str) -> None:
+    for place, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{what} has no name: give one")
+        if wrong := _NO_NAME.search(name):
+            raise UserError(
+                f"{what} is named {json.dumps(name)}: a model could not call it for the "
+                f"{json.dumps(wrong[0])}"
+            )
+        if name in names[:place]:
+            raise UserError(f"{what} is named {name}, and so is another: give names that differ")
 
 
-def _default(schema: Any, *, bare_enum: bool = True) -> str | None:
-    if not isinstance(schema, Mapping) or "default" not in schema:
-        return None
-    value = schema["default"]
-    if isinstance(value, str) and not schema.get("enum"):
-        return f'default: "{value}"'
-    if isinstance(value, str) and bare_enum:
-        return f"default: {value}"
-    return f"default: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
-
-
-def _text(schema: Any, key: str) -> str | None:
-    value = schema.get(key) if isinstance(schema, Mapping) else None
-    return value if isinstance(value, str) else None
+# The two that gpt-oss was trained with, in openai-harmony's words. It calls them on the analysis
+# channel, as `browser.search` and as `python` with the code as it is.
+BROWSER_TOOL = ToolNamespace(
+    "browser",
+    "Tool for browsing.\n"
+    "The `cursor` appears in brackets before each browsing display: `[{cursor}]`.\n"
+    "Cite information from the tool using the following format:\n"
+    "`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.\n"
+    "Do not quote more than 10 words directly from the tool output.\n"
+    "sources=web (default: web)",
+    (
+        Tool(
+            "search",
+            "Searches for information related to `query` and displays `topn` results.",
+            {
+                "type": "object",
+                "properties": {
+                    "query": {"type": "string"},
+                    "topn": {"type": "number", "default": 10},
+                    "source": {"type": "string"},
+                },
+                "required": ["query"],
+            },
+        ),
+        Tool(
+            "open",
+            "Opens the link `id` from the page indicated by `cursor` starting at line number "
+            "`loc`, showing `num_lines` lines.\n"
+            "Valid link ids are displayed with the formatting: `【{id}†.*】`.\n"
+            "If `cursor` is not provided, the most recent page is implied.\n"
+            "If `id` is a string, it is treated as a fully qualified URL associated with "
+            "`source`.\n"
+            "If `loc` is not provided, the viewport will be positioned at the beginning of the "
+            "document or centered on the most relevant passage, if available.\n"
+            "Use this function without `id` to scroll to a new location of an opened page.",
+            {
+                "type": "object",
+                "properties": {
+                    "id": {"type": ["number", "string"], "default": -1},
+                    "cursor": {"type": "number", "default": -1},
+                    "loc": {"type": "number", "default": -1},
+                    "num_lines": {"type": "number", "default": -1},
+                    "view_source": {"type": "boolean", "default": False},
+                    "source": {"type": "string"},
+                },
+            },
+        ),
+        Tool(
+            "find",
+            "Finds exact matches of `pattern` in the current page, or the page given by `cursor`.",
+            {
+                "type": "object",
+                "properties": {
+                    "pattern": {"type": "string"},
+                    "cursor": {"type": "number", "default": -1},
+                },
+                "required": ["pattern"],
+            },
+        ),
+    ),
+)
+PYTHON_TOOL = ToolNamespace(
+    "python",
+    "Use this tool to execute Python code in your chain of thought. The code will not be shown to "
+    "the user. This tool should be used for internal reasoning, but not for code that is intended "
+    "to be visible to the user (e.g. when creating plots, tables, or files).\n\n"
+    "When you send a message containing Python code to python, it will be executed in a stateful "
+    "Jupyter notebook environment. python will respond with the output of the execution or time "
+    "out after 120.0 seconds. The drive at '/mnt/data' can be used to save and persist user files. "
+    "Internet access for this session is UNKNOWN. Depends on the cluster.",
+)

