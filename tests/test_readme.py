@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import ROOT, DemoPackage
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT, DemoPackage
 
+pytestmark = pytest.mark.slow
+
 # Folders and files that a user may have where the command runs.
 NAMESAKES = ("cli.py", *(f"{n}/__init__.py" for n in ("export", "evaluation", "runtimes")))
 TALK = """

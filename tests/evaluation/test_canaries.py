@@ -29,6 +29,8 @@ from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.runtimes.target import get_target
 
+pytestmark = pytest.mark.slow
+
 LAYERS, SPOILT = 4, 2  # of the layers 0 and 2 with a sliding window
 PREFIX = f"model.layers.{SPOILT}"
 SINKS = 6.0  # beside four keys with scores of about one: 0.98 of the attention

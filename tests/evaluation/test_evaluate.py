@@ -33,6 +33,8 @@ from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DemoPackage
 
+pytestmark = pytest.mark.slow
+
 
 def quiet(stage: str, done: int, total: int) -> None:
     pass

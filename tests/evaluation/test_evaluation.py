@@ -22,6 +22,8 @@ from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage
 
+pytestmark = pytest.mark.slow
+
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 LAST = "model.layers.5.input_layernorm.weight"
 # Float32 in another order of operations; measured 2e-12 nats, where int8 alone costs about 1e-4.

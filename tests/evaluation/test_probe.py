@@ -23,6 +23,8 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO, DemoPackage
 
+pytestmark = pytest.mark.slow
+
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 4000, 200)]  # beyond the window of 128
 Open = Callable[[Path], Probe]
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]

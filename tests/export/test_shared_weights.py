@@ -27,6 +27,8 @@ from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.target import get_target
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("cpu", "node", "web")
 # Each graph's file, its target, and its file in a package of that target alone.
 GRAPHS = [

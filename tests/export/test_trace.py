@@ -128,6 +128,7 @@ def test_weights_have_the_checkpoints_names_and_no_value(model: ir.Model, spec: 
     assert weights == expected
 
 
+@pytest.mark.slow
 def test_the_published_geometry_is_traced_in_little_memory() -> None:
     """24 layers of 20.9 billion parameters, beyond what a trace of a tiny model takes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -13,6 +13,8 @@ from tests.mobile.android_sdk import android_jar, build_config, resources
 from tests.mobile.android_stubs import Member, called, exists
 from tests.mobile.kotlin import ANDROID, compile_kotlin
 
+pytestmark = pytest.mark.slow
+
 APP, CORE = ANDROID / "app", ANDROID / "core" / "src" / "main" / "kotlin"
 SOURCES = APP / "src" / "main" / "kotlin"
 

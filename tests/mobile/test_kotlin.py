@@ -13,6 +13,8 @@ from tests.mobile.bringing import App, Bringing, add
 from tests.mobile.kotlin import ANDROID, compile_kotlin, native_libraries, run_kotlin
 from tests.mobile.package_server import PackageServer
 
+pytestmark = pytest.mark.slow
+
 CHECK, BRING = "gptoss.check.CheckKt", "gptoss.check.BringKt"
 VECTORS = ROOT / "tests" / "vectors"
 

@@ -20,6 +20,8 @@ from gptoss_onnx.runtimes.target import get_target
 from gptoss_onnx.tuning.tuning import Tuning, kv_of, tuned
 from tests.conftest import DEMO, ROOT
 
+pytestmark = pytest.mark.slow
+
 ANDROID = get_target("android")
 SPEC = open_checkpoint(str(DEMO)).spec
 INT4, INT8 = PRESETS["int4"], PRESETS["int8"]

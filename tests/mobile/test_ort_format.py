@@ -24,6 +24,8 @@ from tests.mobile.conftest import PhonePackage
 from tests.targets.answers import answers as ask
 from tests.targets.test_cpu_releases import FILE, QUESTIONS, answers
 
+pytestmark = pytest.mark.slow
+
 ANDROID = get_target("android")
 TOKENS = list(range(100, 300))  # past the window of 128
 

@@ -17,6 +17,8 @@ from tests.installed import installed
 from tests.mobile.bringing import App, Bringing
 from tests.mobile.kotlin import RUNTIME, UNITY, from_npm, only_x86_64_linux
 
+pytestmark = pytest.mark.slow
+
 if shutil.which("swift") is None:
     pytest.skip("no swift here", allow_module_level=True)
 

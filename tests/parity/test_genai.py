@@ -15,6 +15,8 @@ from tests.conftest import DemoPackage
 from tests.installed import installed
 from tests.parity.greedy import NEW_TOKENS, greedy, prompts
 
+pytestmark = pytest.mark.slow
+
 # It runs on the onnxruntime that is here.
 GENAI = ("onnxruntime-genai", "0.18.0")
 

@@ -31,6 +31,8 @@ from gptoss_onnx.runtimes.target import get_target
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from tests.conftest import DemoPackage
 
+pytestmark = pytest.mark.slow
+
 Float = NDArray[np.float32]
 KvMax = dict[str, Float]
 LAYERS, WINDOW, LENGTH = 6, 128, 300

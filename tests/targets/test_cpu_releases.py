@@ -26,6 +26,8 @@ from tests.installed import installed
 from tests.targets.answers import answers as ask
 from tests.targets.schemas import DOMAIN, schemas
 
+pytestmark = pytest.mark.slow
+
 # The first release that each table is for, and of 1.24 the one that React Native apps ship.
 RELEASES = {"1.31": "1.31.0", "1.29": "1.29.0", "1.27": "1.27.0", "1.24": "1.24.3"}
 FILE = DEMO / "evaluation" / "questions.jsonl"

@@ -29,6 +29,8 @@ from tests.targets import cuda_check
 from tests.targets.cpu_form import for_cpu
 from tests.targets.test_cpu_releases import LOAD, under, unknown
 
+pytestmark = pytest.mark.slow
+
 CUDA, SM70, CPU = (get_target(name) for name in ("cuda", "cuda_sm70", "cpu"))
 CHANGES = {"int4": ["embedding=int8:32"]}  # the tiny model's 64 columns
 LAYERS = 3

@@ -26,6 +26,8 @@ from tests.targets.answers import answers
 from tests.targets.directml_dll import Library, wrong
 from tests.targets.test_cpu_releases import LOAD, under
 
+pytestmark = pytest.mark.slow
+
 DIRECTML = get_target("directml")
 QUESTIONS = DEMO / "evaluation" / "questions.jsonl"
 LAYERS = 2

@@ -32,6 +32,8 @@ from gptoss_onnx.runtimes.manifest import Manifest, graph_files
 from gptoss_onnx.runtimes.target import Target, load_targets
 from tests.targets.cpu_form import for_cpu
 
+pytestmark = pytest.mark.slow
+
 LAYERS, WIDEST = 3, 128  # the widest dot product: 4 heads of 32
 TOKENS, ENDS = 61, (20, 21, 37)  # the window is 16; then single tokens
 IDS = np.random.default_rng(5).integers(0, 512, (1, TOKENS))

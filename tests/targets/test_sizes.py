@@ -14,6 +14,8 @@ from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.runtimes.target import Target, load_targets
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 2
 CASES = [
     pytest.param(target, preset, id=f"{target.name}-{target.min_runtime}-{preset}")

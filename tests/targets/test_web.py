@@ -24,6 +24,8 @@ from gptoss_onnx.runtimes.target import get_target
 from tests.conftest import DEMO, DemoPackage
 from tests.targets.answers import answers
 
+pytestmark = pytest.mark.slow
+
 WEB = get_target("web")
 QUESTIONS = DEMO / "evaluation" / "questions.jsonl"
 # Where two logits lie nearer than this, rounding decides between them: a tenth of what int4 itself

@@ -21,6 +21,8 @@ from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.rounding import Statistics
 from gptoss_onnx.tuning.calibration import calibrated, read_calibration
 
+pytestmark = pytest.mark.slow
+
 Float = NDArray[np.float32]
 LAYERS, EXPERTS = 3, 4
 TEXTS = ["def join(path, *paths):\n    return path\n" * 3, "Where is the nearest station? " * 9]

@@ -31,6 +31,8 @@ from gptoss_onnx.tuning.costs import FORMATS, Choice, Costs
 from gptoss_onnx.tuning.recipe import read_recipe
 from tests.conftest import DemoPackage
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 
 
