@@ -188,8 +188,8 @@ class GptOssLM(TemplateLM):
         sampling = Sampling(**values, do_sample=bool(sampled))
         opened = self._package.harmony.render([], system=None)
         # A message that the task began itself is the final one already.
-        answered = chat and ids[-len(opened) :] == opened
-        said: Reply | _Continued = Reply(self._tokens) if answered else _Continued(self._tokens)
+        opens = chat and ids[-len(opened) :] == opened
+        said: Reply | _Continued = Reply(self._tokens) if opens else _Continued(self._tokens)
         generation = generate(self._session, ids, Options(limit, sampling))
         for token in generation:
             said.feed(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 
 import click
 
-from gptoss_onnx.runtimes.console import FOLDER, chat_loop, json_option, show, table, threads_option
+from gptoss_onnx.runtimes.console import (
+    FOLDER,
+    chat_loop,
+    json_option,
+    show,
+    table,
+    threads_option,
+    what_is_missing,
+)
 
 
 def warn_if_slow(target: Any, recipe: Mapping[str, str]) -> None:
@@ -77,11 +86,30 @@ def generate(
     from gptoss_onnx.runtimes.answer import answer
 
     opened = _open(package, threads)
-    answers = answer(opened, prompts, raw=raw, **_options(opened, **sampling))
+    options = _options(opened, **sampling)
+    answers = answer(opened, prompts, raw=raw, **options)
     if as_json:
         click.echo(json.dumps(answers, ensure_ascii=False, indent=2))
     else:
         click.echo("\n".join(found["text"] for found in answers))
+    if not raw:
+        _note_what_is_missing(answers, options["max_new_tokens"])
+
+
+def _note_what_is_missing(answers: list[dict[str, Any]], limit: int | None) -> None:
+    """On stderr, a line a prompt; exit code 1 where one has no answer at all."""
+    for number, found in enumerate(answers, 1):
+        note = what_is_missing(
+            found["text"],
+            found["cut_in"],
+            [m["recipient"] for m in found["messages"] if m["kind"] == "call"],
+            limited=found["usage"]["new_tokens"] == limit,
+        )
+        if note:
+            which = f"answer {number}: " if len(answers) > 1 else ""
+            click.echo(f"[{which}{note}]", err=True)
+    if not all(found["text"] for found in answers):
+        sys.exit(1)
 
 
 @click.command()

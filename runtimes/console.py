@@ -142,14 +142,38 @@ def _next_line(interactive: bool) -> str:
 
 
 def _stream(chat: Chat, text: str, show_analysis: bool) -> None:
-    channel = None
+    message = None
     for event in chat.send(text):
-        if event.channel == "analysis" and not show_analysis:
+        if event.kind == "analysis" and not show_analysis:
             continue
-        if show_analysis and event.channel != channel:
-            click.echo(f"{'' if channel is None else chr(10)}[{event.channel}] ", nl=False)
-        channel = event.channel
+        if event.message != message:
+            label = f"[{event.kind}] " if show_analysis else ""
+            label = f"[call of {event.recipient}] " if event.kind == "call" else label
+            click.echo(f"{'' if message is None else chr(10)}{label}", nl=False)
+            message = event.message
         click.echo(event.text, nl=False)
     click.echo()
-    if chat.finish_reason == "length":
-        click.echo("[cut at the length limit]", err=True)
+    limited = chat.usage.new_tokens == chat.options.max_new_tokens
+    less = " or think less with --reasoning low" if limited else ""
+    note = what_is_missing(
+        chat.reply.text, chat.reply.cut_in, [call.name for call in chat.tool_calls], limited=limited
+    )
+    if note:
+        click.echo(f"[{note}{less if chat.reply.cut_in == 'analysis' else ''}]", err=True)
+
+
+def what_is_missing(
+    answer: str, cut_in: str | None, called: Sequence[str], *, limited: bool
+) -> str | None:
+    """Why a reply is no whole answer, and how to go on; None when it is one.
+
+    `cut_in` is the kind of message it was cut in, `limited` whether by --max-new-tokens.
+    """
+    on = "raise --max-new-tokens" if limited else "the context is full, so ask anew"
+    if cut_in == "analysis":
+        return f"cut while the model was still thinking: {on}"
+    if cut_in is not None:
+        return f"cut in the middle of a call: {on}" if cut_in == "call" else f"cut short: {on}"
+    if called:
+        return f"the model called {', '.join(called)}, and nothing here runs tools"
+    return None if answer else "the model ended without an answer: ask again, or in other words"

@@ -146,6 +146,38 @@ def test_generate_answers(demo_package: DemoPackage) -> None:
     assert (cut["finish_reason"], cut["usage"]["new_tokens"]) == ("length", 2)
 
 
+def test_a_reply_of_reasoning_alone_says_so(demo_package: DemoPackage) -> None:
+    package, short = demo_package("int4"), ("--max-new-tokens", "6")
+    cut = run("generate", package, JOIN, *short, code=1)
+    assert (cut.stdout, cut.stderr) == (
+        "\n",
+        "[cut while the model was still thinking: raise --max-new-tokens]\n",
+    )
+    told = run("generate", package, JOIN, *short, "--json", code=1)
+    (found,) = json.loads(told.stdout)
+    assert (found["text"], found["finish_reason"], found["cut_in"]) == ("", "length", "analysis")
+    assert [message["kind"] for message in found["messages"]] == ["analysis"]
+    two = run("generate", package, JOIN, JOIN, *short, code=1)
+    assert [line.split(":")[0] for line in two.stderr.splitlines()] == ["[answer 1", "[answer 2"]
+    talk = shell("chat", package, *short, text=f"{JOIN}\n")
+    assert (talk.returncode, talk.stdout) == (0, "\n\n")
+    assert talk.stderr == (
+        "[cut while the model was still thinking: raise --max-new-tokens"
+        " or think less with --reasoning low]\n"
+    )
+
+
+def test_an_answer_cut_short_is_told_and_is_one(demo_package: DemoPackage) -> None:
+    package = demo_package("int4")
+    (whole,) = read("generate", package, JOIN)
+    assert whole["cut_in"] is None
+    limit = whole["usage"]["new_tokens"] - 3
+    cut = run("generate", package, JOIN, "--max-new-tokens", limit)
+    assert cut.stdout.strip()
+    assert whole["text"].startswith(cut.stdout.strip())
+    assert cut.stderr == "[cut short: raise --max-new-tokens]\n"
+
+
 def test_sampling_options_reach_the_sampler(demo_package: DemoPackage) -> None:
     package = demo_package("int4")
 

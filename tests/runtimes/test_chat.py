@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from gptoss_onnx.runtimes import generation
 from gptoss_onnx.runtimes.chat import Chat
+from gptoss_onnx.runtimes.console import chat_loop
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool
 from gptoss_onnx.runtimes.package import Package
@@ -135,17 +137,25 @@ def test_the_next_turn_goes_back_to_where_the_reply_began(package: Package, says
     assert fed == len(encode(package, f"{final}<|start|>assistant"))
 
 
-CALL = (
-    "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant to=functions.weather"
-    '<|channel|>commentary <|constrain|>json<|message|>{"city": "Ulm"}<|call|>'
-)
+THOUGHT = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant"
+ARGUMENTS = '<|message|>{"city": "Ulm"}<|call|>'
+CALL = THOUGHT + "<|channel|>commentary to=functions.weather <|constrain|>json" + ARGUMENTS
+# As models write it mostly, and as openai-harmony renders it.
+CALLS = [CALL, f"{THOUGHT} to=functions.weather<|channel|>commentary <|constrain|>json{ARGUMENTS}"]
 
 
-def test_a_tool_call_and_its_result(package: Package, model: TinyModel, says: Script) -> None:
+@pytest.mark.parametrize("call", CALLS, ids=["channel first", "recipient first"])
+def test_a_tool_call_and_its_result(
+    package: Package, model: TinyModel, says: Script, call: str
+) -> None:
     chat = make(package, tools=[TOOL])
-    says(CALL)
-    events = text(chat.send("Weather?"))
-    assert events == {"analysis": "Ask.", "commentary": '{"city": "Ulm"}'}
+    says(call)
+    events = list(chat.send("Weather?"))
+    assert text(events) == {"analysis": "Ask.", "commentary": '{"city": "Ulm"}'}
+    assert {(e.kind, e.message, e.recipient) for e in events} == {
+        ("analysis", 0, None),
+        ("call", 1, "functions.weather"),
+    }
     assert chat.finish_reason == "tool_call"
     assert chat.tool_calls == [ToolCall("functions.weather", '{"city": "Ulm"}')]
     held = list(chat.session.tokens)
@@ -158,6 +168,10 @@ def test_a_tool_call_and_its_result(package: Package, model: TinyModel, says: Sc
     assert chat.usage.reused_tokens == len(held)
     result = chat.messages[3]
     assert result == Message("functions.weather", '{"sun": true}', "commentary", "assistant")
+    told = '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>{"sun": true}'
+    assert chat.usage.prompt_tokens - chat.usage.reused_tokens == len(
+        encode(package, f"<|call|>{told}<|end|><|start|>assistant")
+    )
     fresh = rendered(make_like(chat, chat.messages[:4]))
     wanted = model.logits([*fresh, *encode(package, ANSWER)])[len(fresh) - 1 : -1]
     assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
@@ -166,6 +180,96 @@ def test_a_tool_call_and_its_result(package: Package, model: TinyModel, says: Sc
     list(chat.send("Thanks"))
     assert chat.usage.reused_tokens > 0
     assert [m.channel for m in chat.messages].count("analysis") == 3  # history keeps, render drops
+
+
+@pytest.mark.parametrize(
+    ("called", "answered"),
+    [
+        ("get_weather", "get_weather"),
+        ("functions.get_weather", "get_weather"),
+        ("get_weather", "functions.get_weather"),
+        ("python", "python"),
+        ("files.read", "files.read"),
+        ("functions.files.read", "files.read"),
+    ],
+)
+def test_a_result_is_told_by_the_name_the_model_used(
+    package: Package, says: Script, called: str, answered: str
+) -> None:
+    chat = make(package, tools=[TOOL])
+    says(CALL.replace("functions.weather", called))
+    list(chat.send("Weather?"))
+    chat.add_tool_result(answered, "sun")
+    assert chat.messages[-1] == Message(called, "sun", "commentary", "assistant")
+
+
+def test_results_of_two_calls(package: Package, says: Script) -> None:
+    chat = make(package, tools=[TOOL])
+    second = "<|start|>assistant<|channel|>commentary to=get_time<|message|>{}<|call|>"
+    says(CALL.replace("<|call|>", "<|end|>") + second)
+    list(chat.send("Weather?"))
+    assert [call.name for call in chat.tool_calls] == ["functions.weather", "get_time"]
+    chat.answer_calls(lambda call: f"{call.name}: {call.arguments}")
+    assert [(m.role, m.content) for m in chat.messages[-2:]] == [
+        ("functions.weather", 'functions.weather: {"city": "Ulm"}'),
+        ("get_time", "get_time: {}"),
+    ]
+
+
+def test_a_call_on_the_analysis_channel_keeps_its_result(package: Package, says: Script) -> None:
+    chat = make(package)
+    says(f"{THOUGHT}<|channel|>analysis to=python code<|message|>1 + 1<|call|>")
+    list(chat.send("Add."))
+    chat.answer_calls(lambda _: "2")  # code is no JSON, and is run all the same
+    says(ANSWER)
+    list(chat.resume())
+    chat.messages.append(Message("user", "And now?"))
+    shown = package.tokenizer.show(rendered(chat))
+    assert "assistant<|channel|>analysis to=python code<|message|>1 + 1<|call|>" in shown
+    assert "<|start|>python to=assistant<|channel|>analysis<|message|>2<|end|>" in shown
+    assert "Ask." not in shown
+    assert "Hm." not in shown
+
+
+def test_a_known_tool_is_called_without_to(package: Package, says: Script) -> None:
+    call = f"<|channel|>commentary weather <|constrain|>json{ARGUMENTS}"
+    for tools, calls in (([TOOL], ["weather"]), ([], [])):
+        chat = make(package, tools=tools)
+        says(call)
+        kinds = {event.kind for event in chat.send("Weather?")}
+        assert [found.name for found in chat.tool_calls] == calls
+        assert kinds == {"call" if calls else "commentary"}
+
+
+def test_arguments_that_are_no_json_are_answered_not_run(package: Package, says: Script) -> None:
+    chat = make(package, tools=[TOOL])
+    says(CALL.replace('{"city"', "{'city'"))
+    list(chat.send("Weather?"))
+    ran: list[ToolCall] = []
+
+    def run(call: ToolCall) -> str:
+        ran.append(call)
+        return "sun"
+
+    chat.answer_calls(run)
+    assert ran == []
+    told = chat.messages[-1]
+    assert (told.role, told.content.splitlines()) == ("functions.weather", [told.content])
+    assert told.content.startswith("Error: the arguments are no JSON object")
+    says(CALL)
+    list(chat.resume())
+    chat.answer_calls(run)
+    assert [call.arguments for call in ran] == ['{"city": "Ulm"}']
+    assert chat.messages[-1].content == "sun"
+
+
+@pytest.mark.parametrize("behind", ["", "<|message|>", "<|message|> \n"])
+def test_a_call_without_arguments_is_none(package: Package, says: Script, behind: str) -> None:
+    chat = make(package, tools=[TOOL])
+    says(f"{THOUGHT}<|channel|>commentary to=functions.weather {behind}<|call|>")
+    assert {event.kind for event in chat.send("Weather?")} == {"analysis"}
+    assert (chat.finish_reason, chat.tool_calls) == ("stop", [])
+    assert not any(message.recipient for message in chat.messages)
 
 
 def test_only_a_call_that_was_made_can_be_answered(package: Package, says: Script) -> None:
@@ -330,3 +434,78 @@ def test_without_a_script(package: Package, model: TinyModel) -> None:
         assert reply
         assert reply == model.choices(prompt, reply)
         assert chat.finish_reason in ("stop", "length", "tool_call")
+
+
+PREAMBLE = "<|channel|>commentary<|message|>Let me check.<|end|><|start|>assistant"
+SUNNY = "<|channel|>final<|message|>It is sunny.<|return|>"
+
+
+def typed(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, *, show_analysis: bool = False, lines: str = "Hi\n"
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    chat_loop(chat, show_analysis)
+
+
+@pytest.mark.parametrize(
+    ("said", "show_analysis", "shown", "note"),
+    [
+        (PREAMBLE + SUNNY, False, "Let me check.\nIt is sunny.\n\n", ""),
+        (
+            THOUGHT + PREAMBLE + SUNNY,
+            True,
+            "[analysis] Ask.\n[commentary] Let me check.\n[final] It is sunny.\n\n",
+            "",
+        ),
+        (
+            PREAMBLE + CALL.removeprefix(THOUGHT),
+            False,
+            'Let me check.\n[call of functions.weather] {"city": "Ulm"}\n\n',
+            "[the model called functions.weather, and nothing here runs tools]\n",
+        ),
+        (
+            THOUGHT.replace("<|start|>assistant", "<|return|>"),
+            False,
+            "\n\n",
+            "[the model ended without an answer: ask again, or in other words]\n",
+        ),
+    ],
+    ids=["messages apart", "with analysis", "a call", "no answer"],
+)
+def test_the_terminal_shows_what_a_message_is(
+    package: Package,
+    says: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    show_analysis: bool,
+    shown: str,
+    note: str,
+) -> None:
+    says(said)
+    typed(make(package), monkeypatch, show_analysis=show_analysis)
+    assert capsys.readouterr() == (shown, note)
+
+
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        ("<|channel|>analysis<|message|>Hm", "while the model was still thinking"),
+        ("<|channel|>commentary to=functions.f<|message|>{}", "in the middle of a call"),
+        ("<|channel|>final<|message|>abc", "short"),
+    ],
+)
+def test_the_terminal_tells_where_a_reply_was_cut(
+    package: Package,
+    says: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    note: str,
+) -> None:
+    says(said)
+    typed(make(package, max_new_tokens=len(encode(package, said))), monkeypatch)
+    error = capsys.readouterr().err
+    assert error.startswith(f"[cut {note}: raise --max-new-tokens")
+    assert ("--reasoning low" in error) == ("thinking" in note)
+    assert error.count("\n") == 1
