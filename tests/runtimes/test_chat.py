@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import threading
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_onnx.runtimes import generation
+from gptoss_onnx.runtimes import generation, system_prompt
 from gptoss_onnx.runtimes.chat import Chat
 from gptoss_onnx.runtimes.console import chat_loop
 from gptoss_onnx.runtimes.errors import UserError
@@ -135,6 +137,42 @@ def test_the_next_turn_goes_back_to_where_the_reply_began(package: Package, says
     fed = chat.usage.prompt_tokens - chat.usage.reused_tokens
     final = "<|channel|>final<|message|>Grüße!<|end|><|start|>user<|message|>Two<|end|>"
     assert fed == len(encode(package, f"{final}<|start|>assistant"))
+
+
+def test_reasoning_is_kept_where_asked(package: Package, model: TinyModel, says: Script) -> None:
+    chat = make(package, auto_drop_analysis=False)
+    says(ANSWER)
+    list(chat.send("One"))
+    says(ANSWER)
+    list(chat.send("Two"))
+    shown = [*chat.messages[:3], Message("user", "Two")]
+    prompt = package.harmony.render(shown, system=SYSTEM, auto_drop_analysis=False)
+    assert package.harmony.render(shown, system=SYSTEM) != prompt
+    wanted = model.logits([*prompt, *encode(package, ANSWER)])[len(prompt) - 1 : -1]
+    assert np.abs(np.stack(says.logits) - wanted).max() < 1e-3  # type: ignore[attr-defined]
+
+
+def test_today_is_the_first_turns_day_past_midnight_too(
+    package: Package, says: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        day = 31
+
+        @classmethod
+        def today(cls) -> datetime.date:
+            return datetime.date(2026, 1, cls.day)
+
+    monkeypatch.setattr(system_prompt, "datetime", SimpleNamespace(date=Clock))
+    chat = Chat(package)
+    assert chat.system == SystemPrompt(date="2026-01-31")
+    says(ANSWER)
+    list(chat.send("One"))
+    first = chat.usage.prompt_tokens
+    Clock.day = 1
+    says(ANSWER)
+    list(chat.send("Two"))
+    assert chat.usage.reused_tokens == first
+    assert Chat(package, system=None).system is None
 
 
 THOUGHT = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant"

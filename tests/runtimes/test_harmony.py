@@ -280,8 +280,8 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "auto_drop_analysis": False,
     },
 }
-# What the reference cannot render: it always names a call's recipient before the channel, and drops
-# a call on the analysis channel but not its result.
+# What the reference cannot render: it takes no half characters, always names a call's recipient
+# before the channel, and drops a call on the analysis channel but not its result.
 OTHERS: dict[str, dict[str, Any]] = {
     "call behind its channel": {
         "messages": [user("Paris?"), replace(CALL, recipient_in_role=False), RESULT],
@@ -303,6 +303,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "result without a call": {"messages": [user("Paris?"), RESULT]},
     "call without a result": {"messages": [user("Paris?"), CALL, user("Never mind.")]},
+    "half a surrogate pair": {
+        "messages": [user("hi")],
+        "tools": [
+            Tool("f", "\ud800", {"type": "object", "properties": {"a": {"default": ["\udc00"]}}})
+        ],
+    },
     "call to nobody": {
         "messages": [user("hi"), Message("assistant", "a", "commentary", "user"), user("ok")]
     },

@@ -2,12 +2,13 @@
 import { UserError } from "./errors.js";
 import type { GenerateOptions, Generation, Usage } from "./generation.js";
 import { noUsage } from "./generation.js";
-import { FUNCTIONS, type Message, type SystemPrompt, calledName } from "./harmony.js";
+import { FUNCTIONS, type Message, calledName } from "./harmony.js";
 import { TEXT_TOOLS } from "./header.js";
 import type { Kind, Piece } from "./parser.js";
 import { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.js";
+import { type SystemPrompt, pinned } from "./system.js";
 import type { Tokenizer } from "./tokenizer.js";
-import type { Tool } from "./tools.js";
+import type { Tool, ToolNamespace } from "./tools.js";
 
 /** A piece of what the model says: whole characters of one message. */
 export interface TextEvent {
@@ -36,7 +37,9 @@ export interface ChatOptions extends GenerateOptions {
   system?: SystemPrompt | null;
   /** What other chat formats call the system message. */
   instructions?: string;
-  tools?: readonly Tool[];
+  tools?: readonly (Tool | ToolNamespace)[];
+  /** Leave the reasoning of answered turns out of the prompt, as the format says; the default. */
+  autoDropAnalysis?: boolean;
   /** Show the model's reasoning, channel "analysis", too. */
   analysis?: boolean;
 }
@@ -138,7 +141,10 @@ export class Conversation {
     chat: (messages: readonly Message[], options: ChatOptions) => Reply,
     options: ChatOptions,
   ) {
-    [this.#chat, this.#options] = [chat, options];
+    this.#chat = chat;
+    const { system = {} } = options;
+    // Today is the day of the first turn, or midnight would cost the KV cache.
+    this.#options = { ...options, system: system && pinned(system) };
   }
 
   /** Say `said` and stream the reply; `options` hold for this turn only. */

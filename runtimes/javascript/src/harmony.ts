@@ -4,14 +4,19 @@
  * Prompts are built from ids: what a user typed is encoded as ordinary text, so it can never open a
  * message of its own.
  */
+import { type SystemPrompt, systemText } from "./system.js";
 import type { Tokenizer } from "./tokenizer.js";
-import { type Tool, renderTools } from "./tools.js";
+import {
+  FUNCTION_NAMESPACE,
+  type Tool,
+  type ToolNamespace,
+  inNamespaces,
+  renderTools,
+} from "./tools.js";
 
-export const CHANNELS = ["analysis", "commentary", "final"];
 export const STOPS = ["<|return|>", "<|call|>", "<|endoftext|>"];
 export const CONSTRAIN = "<|constrain|>";
-/** The namespace of an application's own tools. */
-export const FUNCTIONS = "functions.";
+export const FUNCTIONS = `${FUNCTION_NAMESPACE}.`;
 // Those a message can be meant for without being a call.
 const NO_TOOLS: readonly (string | undefined)[] = [undefined, "all", "assistant", "user"];
 const SPEAKERS = ["system", "developer", "user", "assistant"]; // every other role is a tool
@@ -39,41 +44,16 @@ export function calledName(name: string, called: readonly string[]): string | un
   return [name, FUNCTIONS + name, bare].find((form) => called.includes(form));
 }
 
-/** What the system message says. `date` is ISO 8601, today's when left out. */
-export interface SystemPrompt {
-  identity?: string;
-  knowledgeCutoff?: string;
-  date?: string;
-  reasoning?: "low" | "medium" | "high" | (string & {});
-}
-
 export interface RenderOptions {
   /** null leaves the system message out. */
   system?: SystemPrompt | null;
   /** What other chat formats call the system message. */
   instructions?: string;
-  tools?: readonly Tool[];
+  tools?: readonly (Tool | ToolNamespace)[];
+  /** Leave the reasoning of answered turns out, as the format says; the default. */
+  autoDropAnalysis?: boolean;
   /** Open the assistant's turn at the end; the default. */
   reply?: boolean;
-}
-
-function systemText(system: SystemPrompt, hasTools: boolean): string {
-  const identity = system.identity ?? "You are ChatGPT, a large language model trained by OpenAI.";
-  let text =
-    `${identity}\nKnowledge cutoff: ${system.knowledgeCutoff ?? "2024-06"}` +
-    `\nCurrent date: ${system.date ?? today()}` +
-    `\n\nReasoning: ${system.reasoning ?? "medium"}` +
-    `\n\n# Valid channels: ${CHANNELS.join(", ")}. Channel must be included for every message.`;
-  if (hasTools) {
-    text += "\nCalls to these tools must go to the commentary channel: 'functions'.";
-  }
-  return text;
-}
-
-function today(): string {
-  const now = new Date();
-  const two = (number: number) => String(number).padStart(2, "0");
-  return `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())}`;
 }
 
 /** Renders conversations for one tokenizer; UserError when it lacks harmony's tokens. */
@@ -92,14 +72,16 @@ export class Harmony {
 
   /** Ids of a conversation. */
   render(messages: readonly Message[], options: RenderOptions = {}): number[] {
-    const { system = {}, instructions, tools = [], reply = true } = options;
+    const { system = {}, instructions, tools = [], autoDropAnalysis = true, reply = true } = options;
+    const namespaces = inNamespaces(tools);
+    const functions = namespaces.some((n) => n.name === FUNCTION_NAMESPACE && n.tools.length > 0);
     const head: Message[] = [];
-    if (system) head.push({ role: "system", content: systemText(system, tools.length > 0) });
+    if (system) head.push({ role: "system", content: systemText(system, functions) });
     const sections: string[] = [];
     if (instructions !== undefined) sections.push(`# Instructions\n\n${instructions}`);
-    if (tools.length) sections.push(renderTools(tools));
+    if (namespaces.length) sections.push(renderTools(namespaces));
     if (sections.length) head.push({ role: "developer", content: sections.join("\n\n") });
-    const ids = [...head, ...shownMessages(messages)].flatMap((m) => this.#render(m));
+    const ids = [...head, ...shownMessages(messages, autoDropAnalysis)].flatMap((m) => this.#render(m));
     if (reply) ids.push(this.tokenizer.special("<|start|>"), ...this.tokenizer.encode("assistant"));
     return ids;
   }
@@ -131,13 +113,13 @@ export class Harmony {
 /**
  * What of a history the model is shown, with no call or result that lacks the other.
  *
- * The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls stay
- * with their results, on any channel; a call that had none when the user spoke again is dropped. A
- * result takes the name its call was made by.
+ * The reasoning of answered turns is dropped unless `autoDropAnalysis` is off, that of a turn still
+ * calling tools stays. Calls stay with their results, on any channel; a call that had none when the
+ * user spoke again is dropped. A result takes the name its call was made by.
  */
-function shownMessages(messages: readonly Message[]): Message[] {
+function shownMessages(messages: readonly Message[], autoDropAnalysis: boolean): Message[] {
   const last = messages.findLastIndex(
-    (m) => m.role === "assistant" && m.channel === "final" && !isCall(m),
+    (m) => autoDropAnalysis && m.role === "assistant" && m.channel === "final" && !isCall(m),
   );
   const shown: Message[] = [];
   let waiting: { place: number; tool: string }[] = []; // calls without a result

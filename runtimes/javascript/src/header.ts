@@ -4,7 +4,8 @@
  * `[role] [to=name] [<|channel|>name] [to=name] [<|constrain|>type]`, in any order, with words too
  * many or too few. What is stored is clean: no mark stays in a name as letters.
  */
-import { CHANNELS, CONSTRAIN, FUNCTIONS, type Message, calledName, isCall } from "./harmony.js";
+import { CONSTRAIN, FUNCTIONS, type Message, calledName, isCall } from "./harmony.js";
+import { CHANNELS } from "./system.js";
 
 export const CHANNEL = "<|channel|>";
 /** Tools that take text as it stands, no JSON object. */

@@ -10,7 +10,8 @@ export {
 } from "./chat.js";
 export { UserError } from "./errors.js";
 export { type FinishReason, type GenerateOptions, Generation, type Usage } from "./generation.js";
-export { Harmony, type Message, type RenderOptions, type SystemPrompt } from "./harmony.js";
+export { BROWSER_TOOL, PYTHON_TOOL } from "./builtin_tools.js";
+export { Harmony, type Message, type RenderOptions } from "./harmony.js";
 export { type Manifest } from "./manifest.js";
 export { type BackendInfo, Model, type Progress } from "./model.js";
 export { type Kind, type Piece, StreamParser } from "./parser.js";
@@ -18,4 +19,5 @@ export { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.
 export { Sampler, type Sampling, SplitMix64 } from "./sampling.js";
 export { Session } from "./session.js";
 export { IncrementalDecoder, Tokenizer, type TokenizerLibrary } from "./tokenizer.js";
-export { type JsonSchema, type Tool } from "./tools.js";
+export { type SystemPrompt } from "./system.js";
+export { type JsonSchema, type Tool, type ToolNamespace } from "./tools.js";

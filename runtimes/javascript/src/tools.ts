@@ -1,142 +1,105 @@
-/** The tools' part of harmony's developer message: JSON schemas as TypeScript-like declarations. */
+/** Tools as harmony's system and developer messages declare them. */
+import { UserError } from "./errors.js";
+import { plain, readJson } from "./json.js";
+import { typescript } from "./schema.js";
 
 export type JsonSchema = Record<string, unknown>;
 
-/** A function the model may call; `parameters` is a JSON schema, left out for no arguments. */
+/** The namespace of an application's own tools. */
+export const FUNCTION_NAMESPACE = "functions";
+
+/**
+ * A function the model may call. `parameters` is a JSON schema, left out for no arguments. Given as
+ * JSON text it keeps what JavaScript's objects do not: keys like "10" stay where they are, 1.0 does
+ * not become 1. A Map keeps the order too.
+ */
 export interface Tool {
   name: string;
-  description: string;
-  parameters?: JsonSchema | null;
+  description?: string | null;
+  parameters?: JsonSchema | ReadonlyMap<string, unknown> | boolean | string | null;
 }
 
-/** The functions as the TypeScript-like declarations the model was trained on. */
-export function renderTools(tools: readonly Tool[]): string {
-  const lines = ["# Tools", "", "## functions", "", "namespace functions {", ""];
+/** Tools under a name of their own: the model calls `name.tool`, or `name` if it has none. */
+export interface ToolNamespace {
+  name: string;
+  description?: string | null;
+  tools: readonly Tool[];
+}
+
+// A call is a name behind `to=`, which white space and `<` end, and a declaration is
+// `type name = (...) => any;` between braces: other characters would make it something else.
+const NO_NAME = /[\0-\x20\x7f-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f\u3000\ufeff<>(){};=]/;
+
+/** `tools` by namespace, in the order of names; a `Tool` of its own is one of `functions`. */
+export function inNamespaces(tools: readonly (Tool | ToolNamespace)[]): ToolNamespace[] {
+  const own: Tool[] = [];
+  const found: ToolNamespace[] = [];
   for (const tool of tools) {
-    lines.push(...splitLines(tool.description).map((line) => `// ${line}`));
-    const schema = tool.parameters ?? undefined;
-    const given = schema === undefined ? "" : `_: ${typescript(schema, "")}`;
-    lines.push(`type ${tool.name} = (${given}) => any;`, "");
+    if (typeof tool !== "object" || tool === null) throw new UserError(`a tool is ${tool}: give an object`);
+    if ("tools" in tool) found.push(tool);
+    else own.push(tool);
   }
-  return [...lines, "} // namespace functions"].join("\n");
+  if (own.length) found.push({ name: FUNCTION_NAMESPACE, tools: own });
+  checkNames(found, "a tool namespace");
+  const order = ({ name }: ToolNamespace) =>
+    [...name].map((char) => char.codePointAt(0)!.toString(16).padStart(6, "0")).join("");
+  return found.sort((a, b) => (order(a) < order(b) ? -1 : 1));
 }
 
-/** Lines as Python's str.splitlines has them. */
-function splitLines(text: string): string[] {
-  const lines = text.split(/\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/);
-  if (lines.at(-1) === "") lines.pop();
-  return lines;
+/** The tools as the declarations the model was trained on; UserError for what is no tool. */
+export function renderTools(namespaces: readonly ToolNamespace[]): string {
+  return ["# Tools", ...namespaces.map(section)].join("\n\n");
 }
 
-/** A JSON schema as a type; `any` for what the reference renderer does not know either. */
-function typescript(schema: unknown, indent: string): string {
-  if (!isObject(schema)) return "any";
-  if (Array.isArray(schema.oneOf)) {
-    return schema.oneOf
-      .map((one) => `\n${indent} | ${variant(one, indent, textOf(one, "description"), false)}`)
-      .join("");
+function section({ name, description, tools }: ToolNamespace): string {
+  if (!Array.isArray(tools)) throw new UserError(`tool namespace ${name}: tools is no list`);
+  checkNames(tools, `a tool of ${name}`);
+  const about = splitLines(description, `tool namespace ${name}`);
+  if (!tools.length) return [`## ${name}`, "", ...about].join("\n");
+  const lines = [`## ${name}`, "", ...about.map(comment), `namespace ${name} {`, ""];
+  for (const tool of tools) {
+    lines.push(...splitLines(tool.description, `tool ${tool.name}`).map(comment));
+    lines.push(`type ${tool.name} = (${argumentsOf(tool)}) => any;`, "");
   }
-  const kind = schema.type;
-  if (Array.isArray(kind) && kind.length) {
-    return kind.map((name) => (name === "integer" ? "number" : String(name))).join(" | ");
+  return [...lines, `} // namespace ${name}`].join("\n");
+}
+
+const comment = (line: string) => `// ${line}`;
+
+function argumentsOf({ name, parameters = null }: Tool): string {
+  const where = `tool ${name}: parameters`;
+  const schema = typeof parameters === "string" ? readJson(parameters, where) : plain(parameters, where);
+  if (schema === null) return "";
+  if (!(schema instanceof Map) && typeof schema !== "boolean") {
+    throw new UserError(`${where} are no JSON schema: give an object, or nothing for no arguments`);
   }
-  switch (kind) {
-    case "object":
-      return objectType(schema, indent);
-    case "string": {
-      const values = listOf(schema.enum).filter((value) => typeof value === "string");
-      return values.map((value) => `"${value}"`).join(" | ") || "string";
+  return `_: ${typescript(schema)}`;
+}
+
+/** Lines as Rust's str::lines has them: only a line feed ends one. */
+function splitLines(text: string | null | undefined, where: string): string[] {
+  const lines = text ?? "";
+  if (typeof lines !== "string") {
+    throw new UserError(`${where}: the description is a ${typeof lines}: give text`);
+  }
+  return lines.split(/\r?\n/).filter((line, i, all) => line !== "" || i < all.length - 1);
+}
+
+function checkNames(named: readonly { name: string }[], what: string): void {
+  const seen = new Set<string>();
+  for (const one of named) {
+    const name: unknown = one?.name;
+    if (typeof name !== "string" || !name) throw new UserError(`${what} has no name: give one`);
+    const wrong = NO_NAME.exec(name);
+    if (wrong) {
+      throw new UserError(
+        `${what} is named ${JSON.stringify(name)}: a model could not call it for the ` +
+          JSON.stringify(wrong[0]),
+      );
     }
-    case "array":
-      return "items" in schema ? `${typescript(schema.items, indent)}[]` : "Array<any>";
-    case "number":
-    case "integer":
-      return "number";
-    case "boolean":
-      return "boolean";
-    default:
-      return "any";
+    if (seen.has(name)) {
+      throw new UserError(`${what} is named ${name}, and so is another: give names that differ`);
+    }
+    seen.add(name);
   }
-}
-
-function objectType(schema: JsonSchema, indent: string): string {
-  const description = textOf(schema, "description");
-  const lines = description === undefined ? [] : [`${indent}// ${description}`];
-  lines.push("{");
-  const required = listOf(schema.required);
-  const properties = isObject(schema.properties) ? schema.properties : {};
-  for (const [key, value] of Object.entries(properties)) {
-    const name = required.includes(key) ? key : `${key}?`;
-    lines.push(...property(name, value, indent).map((line) => indent + line));
-  }
-  return [...lines, `${indent}}`].join("\n");
-}
-
-/** The lines of one property. Those of nested types are indented already, the first excepted. */
-function property(name: string, schema: unknown, indent: string): string[] {
-  if (!isObject(schema)) return [`${name}: any,`];
-  const [title, description] = [textOf(schema, "title"), textOf(schema, "description")];
-  const value = defaultOf(schema);
-  const head = title === undefined ? [] : [`// ${title}`, "//"];
-  const about = description === undefined ? [] : [`// ${description}`];
-  const shown = listOf(schema.examples);
-  const examples = shown.length ? ["// Examples:"] : [];
-  for (const text of shown) if (typeof text === "string") examples.push(`// - "${text}"`);
-  const variants = schema.oneOf;
-  if (!Array.isArray(variants)) {
-    const comment = value ? ` // ${value}` : "";
-    const kind = nullable(schema, `${indent}    `);
-    return [...head, ...about, ...examples, `${name}: ${kind},${comment}`];
-  }
-  // The reference leaves a description that the first variant repeats out of both.
-  const repeated = variants.length > 0 && textOf(variants[0], "description") === description;
-  const lines = [...head, ...examples, ...(repeated ? [] : about)];
-  if (value) lines.push(`// ${value}`);
-  lines.push(`${name}:`);
-  variants.forEach((one, place) => {
-    const said = textOf(one, "description");
-    const hidden = said === description || (place === 0 && about.length > 0);
-    lines.push(` | ${variant(one, indent, hidden ? undefined : said, true)}`);
-  });
-  return [...lines, ","];
-}
-
-/** One alternative of a `oneOf`, with its description and default behind it. */
-function variant(
-  schema: unknown,
-  indent: string,
-  description: string | undefined,
-  bareEnum: boolean,
-): string {
-  const comments = [description, defaultOf(schema, bareEnum)];
-  const text = comments.filter((comment) => comment !== undefined).join(" ");
-  return nullable(schema, `${indent}   `) + (text ? ` // ${text}` : "");
-}
-
-function nullable(schema: unknown, indent: string): string {
-  const kind = typescript(schema, indent);
-  const isNullable = isObject(schema) && schema.nullable === true;
-  return isNullable && !kind.includes("null") ? `${kind} | null` : kind;
-}
-
-function defaultOf(schema: unknown, bareEnum = true): string | undefined {
-  if (!isObject(schema) || !("default" in schema)) return undefined;
-  const value = schema.default;
-  const hasEnum = Array.isArray(schema.enum) && schema.enum.length > 0;
-  if (typeof value === "string" && !hasEnum) return `default: "${value}"`;
-  if (typeof value === "string" && bareEnum) return `default: ${value}`;
-  return `default: ${JSON.stringify(value)}`;
-}
-
-function textOf(schema: unknown, key: string): string | undefined {
-  const value = isObject(schema) ? schema[key] : undefined;
-  return typeof value === "string" ? value : undefined;
-}
-
-function listOf(value: unknown): unknown[] {
-  return Array.isArray(value) ? value : [];
-}
-
-function isObject(value: unknown): value is JsonSchema {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -19,11 +19,8 @@ export interface SharedMessage extends Omit<Message, "contentType" | "recipientI
   recipient_in_role?: boolean;
 }
 
-export interface SharedSystem {
-  identity: string;
-  knowledge_cutoff: string;
-  date: string;
-  reasoning: string;
+export interface SharedSystem extends Omit<SystemPrompt, "knowledgeCutoff"> {
+  knowledge_cutoff?: string | null;
 }
 
 export interface Answers {
@@ -44,6 +41,7 @@ export interface RenderCase {
   system: SharedSystem | null;
   instructions: string | null;
   tools: Tool[];
+  auto_drop_analysis: boolean;
   reply: boolean;
   ids: number[];
 }

@@ -55,11 +55,12 @@ describe("tokenization", () => {
 
 test.each(vectors<{ render: RenderCase[] }>("harmony").render)(
   "renders $name",
-  ({ messages, system, instructions, tools, reply, ids }) => {
+  ({ messages, system, instructions, tools, auto_drop_analysis: autoDropAnalysis, reply, ids }) => {
     const options = {
       system: systemFromShared(system),
       instructions: instructions ?? undefined,
       tools,
+      autoDropAnalysis,
       reply,
     };
     expect(new Harmony(tokenizer).render(messages.map(fromShared), options)).toEqual(ids);
