@@ -12,8 +12,8 @@ from gptoss_onnx.evaluation.verify import not_run
 from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export_portable
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.manifest import write_report
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_update import write_report
 
 
 def compare(folder: Path, checkpoint: str) -> dict[str, Any]:

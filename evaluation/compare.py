@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from gptoss_onnx.evaluation.report import labelled, template
 from gptoss_onnx.export.checkpoint import layout
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.manifest import REPORT, Manifest
+from gptoss_onnx.runtimes.manifest import Manifest
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_update import read_report
 
 NOT_MEASURED = "not measured"
 
@@ -52,9 +52,7 @@ def read(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 def _read(folder: Path) -> dict[str, Any]:
     package = Package.open(folder)
     manifest = package.manifest
-    report = folder / REPORT
-    content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-    evaluation = content.get("evaluation")
+    evaluation = read_report(folder).get("evaluation")
     return {
         "quant": manifest.quant,
         "method": manifest.rounding.get("method", "search"),

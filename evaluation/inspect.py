@@ -85,7 +85,9 @@ def _stored(folder: Path, graph: str) -> set[tuple[str, int, int]]:
     """Where the weights of a graph lie: file, first byte, byte after the last."""
     import onnx_ir as ir
 
-    model = ir.load(folder / graph)
+    from gptoss_onnx.evaluation.package_graph import load_graph
+
+    model = load_graph(folder, graph)
     weights = (v.const_value for part in model.graphs() for v in part.initializers.values())
     return {
         (str(weight.location), weight.offset or 0, (weight.offset or 0) + (weight.length or 0))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.package_graph import load_graph
 from gptoss_onnx.evaluation.verify import cpu_stands_in
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.runtimes.errors import UserError
@@ -53,23 +54,24 @@ class Probe:
             )
         windows = [layer.window if layer.windowed else None for layer in manifest.kv.layers]
         settings = manifest.session.get("config", {})
-        return cls._open(folder / manifest.graph, windows, threads, settings)
+        model = load_graph(folder, manifest.graph)
+        return cls._open(model, folder, windows, threads, settings)
 
     @classmethod
     def of_portable(cls, folder: Path, threads: int | None = None) -> Probe:
         """The portable graph that `export_portable` wrote to `folder`."""
-        return cls._open(folder / GRAPH, None, threads, {})
+        return cls._open(ir.load(folder / GRAPH), folder, None, threads, {})
 
     @classmethod
     def _open(
         cls,
-        path: Path,
+        model: ir.Model,
+        weights: Path,
         windows: Sequence[int | None] | None,
         threads: int | None,
         settings: dict[str, str],
     ) -> Probe:
-        model = probed(ir.load(path))
-        session = open_model(model, path.parent, threads or 0, settings)
+        session = open_model(probed(model), weights, threads or 0, settings)
         return cls(GraphRunner(session, windows))
 
     def run(self, ids: Sequence[int], chunk: int | None = None) -> Iterator[Chunk]:

@@ -11,7 +11,8 @@ from typing import Any
 from gptoss_onnx.evaluation.reference import Reference
 from gptoss_onnx.evaluation.report import render
 from gptoss_onnx.export.model_card import measured
-from gptoss_onnx.runtimes.manifest import update_files
+from gptoss_onnx.runtimes.package_files import inside
+from gptoss_onnx.runtimes.package_update import REPORT, read_report, update_files
 
 REPORT_HTML = "report.html"
 
@@ -25,13 +26,10 @@ def record(
     """
     others = _keep(reference, package.resolve().name, figures)
     page = render(package.resolve().name, figures, others)
-    card = (package / "README.md").read_text(encoding="utf-8")
-    reported = json.loads((package / "report.json").read_text(encoding="utf-8"))
-    texts = {
-        "report.json": _text({**reported, "evaluation": figures}),
-        REPORT_HTML: page,
-        "README.md": measured(card, figures),
-    }
+    texts = {REPORT: _text({**read_report(package), "evaluation": figures}), REPORT_HTML: page}
+    card = package / "README.md"
+    if card.is_file() and inside(package, card):  # a package does without
+        texts[card.name] = measured(card.read_text(encoding="utf-8", errors="replace"), figures)
     update_files(package, texts)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)

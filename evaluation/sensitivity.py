@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.package_graph import load_graph
 from gptoss_onnx.evaluation.probe import Probe, probed
 from gptoss_onnx.evaluation.reference import Progress, Reference
 from gptoss_onnx.evaluation.scoring import score
@@ -114,7 +115,7 @@ class PackageWeights:
     """A package's quantized weights as float32, by their names and shapes in the portable graph."""
 
     def __init__(self, graph: Path, portable: Path) -> None:
-        self._values = ir.load(graph).graph.initializers
+        self._values = load_graph(graph.parent, graph.name).graph.initializers
         scaled = RESIDUAL_SCALE in self._values
         self._residual = np.float32(self.array(RESIDUAL_SCALE) if scaled else 1)
         values = ir.load(portable).graph.initializers.values()

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from gptoss_onnx.runtimes.manifest import Manifest, check_files, graph_files
+from gptoss_onnx.runtimes.manifest import Manifest, graph_files
 from gptoss_onnx.runtimes.ort_file import ORT, ort_nodes
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_files import check_files
 from gptoss_onnx.runtimes.session import Session
-from gptoss_onnx.runtimes.target import get_target
+from gptoss_onnx.runtimes.target import known_target
 
 
 def verify(folder: Path, progress: Callable[[int], None]) -> list[str]:
@@ -22,14 +23,18 @@ def verify(folder: Path, progress: Callable[[int], None]) -> list[str]:
     problems = check_files(folder, progress)
     if problems:
         return problems
+    checked = can_check_kernels(folder)
     for name in graph_files(folder):
-        problems += [*(_kernels(folder, name) if can_check_kernels() else []), *_runs(folder, name)]
+        problems += [*(_kernels(folder, name) if checked else []), *_runs(folder, name)]
     return problems
 
 
-def can_check_kernels() -> bool:
-    """Whether onnx_ir is here to read graphs with; the runtime alone does without it."""
-    return importlib.util.find_spec("onnx_ir") is not None
+def can_check_kernels(folder: Path) -> bool:
+    """Whether onnx_ir is here to read graphs with, which the runtime alone does without, and a
+    table of each graph's target."""
+    manifests = (Manifest.load(folder, graph) for graph in graph_files(folder))
+    tables = (known_target(m.target, m.min_runtime) for m in manifests)
+    return importlib.util.find_spec("onnx_ir") is not None and None not in tables
 
 
 def operators(folder: Path, graph: str) -> Counter[str]:
@@ -37,24 +42,24 @@ def operators(folder: Path, graph: str) -> Counter[str]:
     if graph.endswith(ORT):
         with ort_nodes(folder / graph) as found:
             return Counter(node.op_type for node in found)
-    import onnx_ir as ir
+    from gptoss_onnx.evaluation.package_graph import load_graph
 
-    return Counter(node.op_type for node in ir.load(folder / graph).graph.all_nodes())
+    return Counter(node.op_type for node in load_graph(folder, graph).graph.all_nodes())
 
 
 def _kernels(folder: Path, graph: str) -> list[str]:
     """Nodes that the target's table refuses."""
-    import onnx_ir as ir
-
-    from gptoss_onnx.graph_passes.verify_target import refusal
-
     manifest = Manifest.load(folder, graph)
-    target = get_target(manifest.target, manifest.min_runtime)
+    target = known_target(manifest.target, manifest.min_runtime)
+    assert target is not None  # `can_check_kernels`
     if graph.endswith(ORT):
         with ort_nodes(folder / graph) as kept:
             whys = ((node.name, node.refusal(target)) for node in kept)
             return [f"{graph}: {name}: {why}" for name, why in whys if why]
-    nodes = ir.load(folder / graph).graph.all_nodes()
+    from gptoss_onnx.evaluation.package_graph import load_graph
+    from gptoss_onnx.graph_passes.verify_target import refusal
+
+    nodes = load_graph(folder, graph).graph.all_nodes()
     found = ((node.name or node.op_type, refusal(node, target)) for node in nodes)
     return [f"{graph}: {name}: {why}" for name, why in found if why]
 
@@ -76,8 +81,8 @@ def providers_here(manifest: Manifest) -> list[str]:
 def cpu_stands_in(manifest: Manifest) -> bool:
     """Whether the CPU computes a graph: it casts float16, but has no bfloat16 and reads MXFP4 only
     as it is stored."""
-    target = get_target(manifest.target, manifest.min_runtime)
-    by_column = target.fp4_by_column and "mxfp4" in manifest.recipe.values()
+    target = known_target(manifest.target, manifest.min_runtime)
+    by_column = (target and target.fp4_by_column) and "mxfp4" in manifest.recipe.values()
     return manifest.activations != "bfloat16" and not by_column
 
 

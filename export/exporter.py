@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from gptoss_onnx.export.tokenizer_graph import tokenizer_graph
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import DataWriter
 from gptoss_onnx.graph_passes.weights_into_branches import weights_into_branches
-from gptoss_onnx.runtimes.manifest import write_manifest
+from gptoss_onnx.runtimes.package_update import write_manifest
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
-# Changes a package that is complete but for its manifest: told the folder and the manifest.
-Finish = Callable[[Path, dict[str, Any]], None]
+# Changes a package that is complete but for its manifest: told the folder and the manifest, it
+# gives the names of the files it made.
+Finish = Callable[[Path, dict[str, Any]], Iterable[str]]
 
 
 def export(
@@ -61,7 +62,7 @@ def write_package(
     """Every file of a package, its manifest last."""
     checkpoint, options = made.checkpoint, made.options
     links = link_files(made.linked, folder)
-    copy_files(checkpoint, folder)
+    copied = copy_files(checkpoint, folder)
     tokenizer = tokenizer_graph(folder, folder)
     content = manifest(made, name, tokenizer, sorted(links.values()))
     card = model_card(made, content)
@@ -78,11 +79,16 @@ def write_package(
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})
     (folder / "report.html").write_text(unmeasured_page(content), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    names = {*copied, *links.values(), *writer.sha256}
+    names |= {graph.file for graph in made.graphs}
+    names |= {str(tokenizer[part]) for part in ("graph", "detokenizer") if part in tokenizer}
+    names |= {"genai_config.json", "report.json", "report.html", "README.md"}
     if finish is not None:
-        finish(folder, content)
+        names |= set(finish(folder, content))
     linked_bytes = sum((folder / link).stat().st_size for link in links.values())
     with _counted(progress, "hashing", linked_bytes) as count:
-        write_manifest(folder, content, writer.sha256, count)
+        there = (name for name in names if (folder / name).is_file())  # finishing takes some away
+        write_manifest(folder, content, there, writer.sha256, count)
 
 
 @contextmanager

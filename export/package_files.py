@@ -23,11 +23,14 @@ COPIED = (
 )
 
 
-def copy_files(checkpoint: Checkpoint, folder: Path, names: Iterable[str] = COPIED) -> None:
-    """Copy what is there; a checkpoint without a tokenizer or licence gives a package without."""
+def copy_files(checkpoint: Checkpoint, folder: Path, names: Iterable[str] = COPIED) -> list[str]:
+    """Copy what is there, give its names; a checkpoint may have no tokenizer and no licence."""
+    copied = []
     for name in names:
         if (text := checkpoint.text(name)) is not None:
             (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+            copied.append(name)
+    return copied
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
+from gptoss_onnx.runtimes.durable import sync_folder, sync_tree
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST
 
@@ -45,7 +46,9 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
     try:
         yield prepare
         if made:
+            sync_tree(made[0])  # before it has its name: else a power cut leaves half of it there
             _replace(made[0], output)
+            sync_folder(output.parent)
             parents.clear()
     except OSError as error:
         raise UserError(

@@ -165,7 +165,7 @@ def verify(package: Path, against: str | None, as_json: bool) -> None:
         click.echo(f"Error: {package}: {problem}", err=True)
     if found.problems:
         fail(f"{package}: {found.problems[-1]}")
-    kernels = "checked" if found.kernels_checked else "not checked: that needs gptoss-onnx[export]"
+    kernels = "checked" if found.kernels_checked else "not checked: no table, or no onnx-ir"
     needs = ", ".join(found.providers_missing)
     run = f"not here: that needs {needs}" if needs else "checked"
     checked = {"package": str(package), "verified": True, "kernels": kernels, "run": run}

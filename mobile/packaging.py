@@ -17,7 +17,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.ort_file import ORT
 from gptoss_onnx.runtimes.target import Target
 
-Finish = Callable[[Path, dict[str, Any]], None]
+Finish = Callable[[Path, dict[str, Any]], list[str]]
 
 
 def plan_memory(
@@ -60,12 +60,13 @@ def finish(options: Options, plan: MemoryPlan | None) -> Finish | None:
     if target is None or plan is None:
         return None
 
-    def run(folder: Path, manifest: dict[str, Any]) -> None:
+    def run(folder: Path, manifest: dict[str, Any]) -> list[str]:
         entries = manifest["graphs"] or [manifest]
         mine = next(entry for entry in entries if entry["target"] == target.name)
-        write_required_operators(folder / mine["graph"], target)
+        made = [write_required_operators(folder / mine["graph"], target).name]
         if plan.file_format == "ort":
-            _one_file(folder, manifest, target)
+            made.append(_one_file(folder, manifest, target))
+        return made
 
     return run
 
@@ -74,7 +75,7 @@ def _phone(options: Options) -> Target | None:
     return next((target for target in options.targets if target.ort_files), None)
 
 
-def _one_file(folder: Path, manifest: dict[str, Any], target: Target) -> None:
+def _one_file(folder: Path, manifest: dict[str, Any], target: Target) -> str:
     graph = folder / manifest["graph"]
     ort = graph.with_suffix(ORT)
     write_ort(graph, ort, target)
@@ -85,3 +86,4 @@ def _one_file(folder: Path, manifest: dict[str, Any], target: Target) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content["model"]["decoder"]["filename"] = ort.name
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return str(ort.name)

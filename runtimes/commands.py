@@ -23,17 +23,21 @@ from gptoss_onnx.runtimes.console import (
 
 
 def warn_if_slow(target: Any, recipe: Mapping[str, str]) -> None:
-    """On stderr, where experts of a package have no fast kernel on this machine."""
-    if why := target.slow_here(recipe.get("experts", "")):
+    """On stderr, where experts of a package have no fast kernel on this machine.
+
+    None is a target of a later release: the manifest has all that running a package needs.
+    """
+    if target is not None and (why := target.slow_here(recipe.get("experts", ""))):
         click.echo(f"Warning: {why}", err=True)
 
 
 def _open(folder: Path, threads: int | None) -> Any:
     from gptoss_onnx.runtimes.package import Package
-    from gptoss_onnx.runtimes.target import get_target
+    from gptoss_onnx.runtimes.target import known_target
 
     package = Package.open(folder, threads=threads)
-    warn_if_slow(get_target(package.manifest.target), package.manifest.recipe)
+    manifest = package.manifest
+    warn_if_slow(known_target(manifest.target, manifest.min_runtime), manifest.recipe)
     return package
 
 
@@ -57,11 +61,10 @@ def generation_options(command: Any) -> Any:
 
 def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
     given = {name: value for name, value in sampling.items() if value is not None}
-    if given and "temperature" not in given:
-        given["temperature"] = package.sampling.temperature
+    chosen = package.sampling_with(**given)
     if given:
-        given["do_sample"] = given["temperature"] > 0
-    return {"max_new_tokens": max_new_tokens, "sampling": replace(package.sampling, **given)}
+        chosen = replace(chosen, do_sample=chosen.temperature > 0)
+    return {"max_new_tokens": max_new_tokens, "sampling": chosen}
 
 
 @click.command()

@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime.tools.ort_format_model  # noqa: F401  (puts ort_flatbuffers_py on the path)
 from ort_flatbuffers_py import fbs
 
+from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.target import Target
 
 ORT = ".ort"
@@ -92,16 +93,27 @@ def _value(entry: Any) -> Any:
 
 @contextmanager
 def ort_nodes(file: Path, *, write: bool = False) -> Iterator[list[OrtNode]]:
-    """Every node of `file`, those of branches too; what `write` changes is in the file."""
+    """Every node of `file`, those of branches too; what `write` changes is in the file.
+
+    UserError where it is no such file.
+    """
     with file.open("r+b" if write else "rb") as stream:
         access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
         with mmap.mmap(stream.fileno(), 0, access=access) as buffer:
-            session = fbs.InferenceSession.InferenceSession.GetRootAs(buffer, 0)
-            nodes = list(_walk(session.Model().Graph()))
+            nodes = _nodes(buffer)
+            if nodes is None:
+                raise UserError(f"{file}: cannot be read as a graph")
             yield nodes
-            del session
             for node in nodes:
                 object.__setattr__(node, "table", None)  # their views would keep the map open
+
+
+def _nodes(buffer: mmap.mmap) -> list[OrtNode] | None:
+    try:
+        session = fbs.InferenceSession.InferenceSession.GetRootAs(buffer, 0)
+        return list(_walk(session.Model().Graph()))
+    except Exception:  # flatbuffers trusts what it reads
+        return None
 
 
 def _walk(graph: Any) -> Iterator[OrtNode]:

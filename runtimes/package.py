@@ -11,14 +11,20 @@ from typing import Any, Generic, TypeVar
 
 import onnxruntime
 
+from gptoss_onnx.runtimes import generation_config
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation_config import GENERATION_CONFIG
+from gptoss_onnx.runtimes.graph_contract import check_graph
 from gptoss_onnx.runtimes.harmony import Harmony
-from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest, check_sizes, read_json
+from gptoss_onnx.runtimes.json_file import read_json
+from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.package_files import check_sizes, inside, read_files
 from gptoss_onnx.runtimes.sampling import Sampling
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 # Providers whose libraries pip may have put beside ONNX Runtime, where the system does not look.
 _WITH_LIBRARIES = frozenset({"CUDAExecutionProvider"})
+CONFIG = "config.json"
 
 _Part = TypeVar("_Part")
 
@@ -69,14 +75,15 @@ class Package:
         """Open `folder`; UserError when it is no package, a file is missing or cut short.
 
         `threads` computes with that many threads, None with the manifest's number or one a core.
-        `graph` is the file of one of its graphs, None the first that can run here.
-        Hashes are not checked here (`check_files` does): that would read every byte.
+        `graph` is the file of one of its graphs, None the one to run here (graph_choice.py).
+        Files that no application reads may be changed or gone. Hashes are not checked here
+        (`check_files` does): that would read every byte.
         """
         folder = Path(folder)
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}: it must be at least 1")
         manifest = Manifest.load(folder, graph)
-        if problems := check_sizes(folder, manifest):
+        if problems := check_sizes(folder, manifest, read_files(manifest)):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{folder}: {problems[0]}{more}; export or copy the package again")
         return cls(folder, manifest, threads, providers)
@@ -87,6 +94,12 @@ class Package:
             return Tokenizer(self.folder)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: the package has no tokenizer.json") from error
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the library's; where its Rust panics it is no Exception
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            path = self.folder / "tokenizer.json"
+            raise UserError(f"{path}: cannot be read as a tokenizer ({line})") from error
 
     @_LoadedOnce
     def harmony(self) -> Harmony:
@@ -97,36 +110,41 @@ class Package:
 
     @_LoadedOnce
     def config(self) -> Mapping[str, Any]:
-        return self._optional_json("config.json")
+        return self._optional_json(CONFIG)
 
     @_LoadedOnce
     def generation_config(self) -> Mapping[str, Any]:
-        return self._optional_json("generation_config.json")
+        return self._optional_json(GENERATION_CONFIG)
 
     def _optional_json(self, name: str) -> Mapping[str, Any]:
         path = self.folder / name
-        return read_json(path) if path.exists() else {}
+        return read_json(path) if path.is_file() and inside(self.folder, path) else {}
 
     @_LoadedOnce
     def stop_ids(self) -> frozenset[int]:
         """`eos_token_id` of generation_config.json, or of config.json; harmony's without either."""
-        for config in (self.generation_config, self.config):
-            ids = config.get("eos_token_id")
+        for name, config in ((GENERATION_CONFIG, self.generation_config), (CONFIG, self.config)):
+            ids = generation_config.stop_ids(config, self.folder / name)
             if ids is not None:
-                return frozenset(ids if isinstance(ids, list) else [ids])
+                return ids
         return self.harmony.stop_ids
 
     @_LoadedOnce
     def sampling(self) -> Sampling:
-        """The sampling that generation_config.json asks for."""
-        return Sampling.from_config(self.generation_config)
+        """The sampling that generation_config.json asks for; UserError where it cannot be."""
+        return self.sampling_with()
+
+    def sampling_with(self, **given: Any) -> Sampling:
+        """The same with fields that the caller gives: they win over the file, faults in it too."""
+        where = self.folder / GENERATION_CONFIG
+        return generation_config.sampling(self.generation_config, where, **given)
 
     @_LoadedOnce
     def graph(self) -> onnxruntime.InferenceSession:
         """The loaded graph; weights stay mapped from the package's files where ONNX Runtime can."""
         options = onnxruntime.SessionOptions()
-        settings = {k: v for k, v in self.manifest.session.items() if v is not None}
-        default = settings.pop("providers", ["CPUExecutionProvider"])
+        settings = self.manifest.session  # held to the schema: what targets write, and no more
+        default = settings["providers"]
         available = onnxruntime.get_available_providers()
         # The manifest's are in order of preference, what the caller names must be there: ONNX
         # Runtime itself would warn and run on the CPU.
@@ -137,16 +155,12 @@ class Package:
                 f"{self.folder}: this onnxruntime has no {', '.join(sorted(absent))}; "
                 f"it has {', '.join(onnxruntime.get_available_providers())}"
             )
-        own = settings.pop("provider_options", {})
+        own = settings.get("provider_options", {})
         chosen = [(name, own if name == default[0] else {}) for name in providers]
-        for name, value in settings.pop("config", {}).items():
-            options.add_session_config_entry(name, str(value))
-        if self._threads:
-            settings["intra_op_num_threads"] = self._threads
-        for name, value in settings.items():
-            if not hasattr(options, name):
-                raise UserError(f"{self.folder / MANIFEST}: unknown session option {name!r}")
-            setattr(options, name, value)
+        for name, value in settings.get("config", {}).items():
+            options.add_session_config_entry(name, value)
+        if threads := self._threads or settings.get("intra_op_num_threads"):
+            options.intra_op_num_threads = int(threads)
         if _WITH_LIBRARIES & set(providers):
             with contextlib.redirect_stdout(io.StringIO()):  # what it misses may be found elsewhere
                 onnxruntime.preload_dlls()
@@ -161,4 +175,5 @@ class Package:
                 f"{self.folder}: {providers[0]} does not start here: is there a GPU, and are its "
                 "driver and libraries those that this onnxruntime wants?"
             )
+        check_graph(made, self.manifest, self.folder)
         return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,6 @@ class Sampling:
         require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
         require("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0")
         require("seed", right_seed, "a whole number from 0 to 2^64 - 1")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Sampling:
-        """From a generation_config.json, which is greedy unless it says `do_sample`.
-
-        A filter that the file does not name is off: its author sampled without it.
-        """
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        values = {name: config[name] for name in names if config.get(name) is not None}
-        return cls(**values, do_sample=bool(config.get("do_sample", False)))
 
     @property
     def greedy(self) -> bool:

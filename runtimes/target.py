@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,13 @@ def get_target(name: str, runtime: str | None = None) -> Target:
         oldest = ", ".join(target.min_runtime for target in known)
         raise UserError(f"{name} on ONNX Runtime {runtime}: packages can be for {oldest} or newer")
     return fits[0]
+
+
+def known_target(name: str, runtime: str) -> Target | None:
+    """As `get_target`, for what a manifest says; None where there is no such table here."""
+    with suppress(UserError):
+        return get_target(name, runtime)
+    return None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ And a cache for evaluations that is not the user's.
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,8 @@ from gptoss_onnx.export.exporter import export
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.manifest import MANIFEST
+from gptoss_onnx.runtimes.package_update import write_manifest
 from gptoss_onnx.runtimes.target import get_target
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
@@ -29,6 +33,14 @@ def export_demo(output: Path, preset: str = "int4", target: str = "cpu", **optio
     made = Options(get_target(target), Quantization.parse(preset, ()), **options)
     export(open_checkpoint(str(DEMO)), made, output, lambda stage, done, total: None)
     return output
+
+
+def seal(folder: Path, content: dict[str, Any] | None = None) -> Path:
+    """Write the manifest, the package's own or `content`, for the files that are there now."""
+    known = content or json.loads((folder / MANIFEST).read_text("utf-8"))
+    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    write_manifest(folder, known, files)
+    return folder
 
 
 @pytest.fixture(scope="session")

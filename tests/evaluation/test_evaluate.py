@@ -29,9 +29,8 @@ from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony
-from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.target import get_target
-from tests.conftest import DemoPackage
+from tests.conftest import DemoPackage, seal
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +165,7 @@ def test_packages_of_another_checkpoint(
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["source"]["revision"] = "abc123"
     content = {k: v for k, v in manifest.items() if k not in ("format", "files")}
-    write_manifest(copy, content)
+    seal(copy, content)
     with pytest.raises(UserError, match="was made from demo at revision abc123"):
         evaluate(copy, open_checkpoint(demo), Options(), quiet)
 

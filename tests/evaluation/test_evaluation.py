@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,8 @@ from gptoss_onnx.evaluation.verify import operators, verify
 from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export_portable
 from gptoss_onnx.runtimes.bench import bench, bytes_per_token
-from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.package import Package
-from tests.conftest import DemoPackage
+from tests.conftest import DemoPackage, seal
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +42,7 @@ def copy(demo_package: DemoPackage, tmp_path: Path) -> Path:
 
 def sign(folder: Path) -> None:
     """The manifest of the files as they are now."""
-    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    write_manifest(folder, {k: v for k, v in content.items() if k not in ("format", "files")})
+    seal(folder)
 
 
 def alter(folder: Path, name: str, change: Callable[[Any], Any]) -> None:

@@ -18,8 +18,10 @@ from gptoss_onnx.evaluation.compare import bits_per_weight, read, rows
 from gptoss_onnx.evaluation.report import labelled, render, verdict
 from gptoss_onnx.export.model_card import measured
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.manifest import Manifest, check_files, update_files
+from gptoss_onnx.runtimes.manifest import Manifest
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_files import check_files
+from gptoss_onnx.runtimes.package_update import update_files
 from tests.conftest import DemoPackage
 
 pytestmark = pytest.mark.usefixtures("keep_sigterm")

@@ -22,8 +22,9 @@ from gptoss_onnx.export.synthetic import synthesize
 from gptoss_onnx.export.writer import DataWriter
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.manifest import Manifest, check_files, graph_files
+from gptoss_onnx.runtimes.manifest import Manifest, graph_files
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_files import check_files
 from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.target import get_target
 
@@ -137,7 +138,8 @@ def test_a_missing_graph_is_found(make: Make, tmp_path: Path) -> None:
         del content["files"]["model.web.onnx"]
 
     copy = rewritten(make(*NAMES), tmp_path / "copy", forget)
-    assert check_files(copy) == ["model.web.onnx: the graph is not among the manifest's files"]
+    with pytest.raises(UserError, match=r"graphs\[2\]\.graph is model\.web\.onnx"):
+        check_files(copy)
 
 
 def test_a_preset_that_one_of_the_targets_lacks(make: Make) -> None:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gptoss_onnx.graph_passes.half_precision import HalfPrecision
-from gptoss_onnx.runtimes.manifest import write_manifest
 from gptoss_onnx.runtimes.package import Package
+from tests.conftest import seal
 
 O200K = Path(__file__).parents[2] / "build" / "o200k_harmony"
 Floats = NDArray[np.float32]
@@ -222,7 +222,7 @@ def write_package(
     )
     layers = [{"window": w, "windowed": bool(windowed and w)} for w in model.windows]
     kv = {"dtype": kv_dtype, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "layers": layers}
-    write_manifest(
+    seal(
         folder,
         {
             "name": "tiny", "target": "cpu", "quant": "none", "min_runtime": "1.32",

@@ -16,10 +16,10 @@ import pytest
 
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, Usage, generate, generate_batch
-from gptoss_onnx.runtimes.manifest import MANIFEST, write_manifest
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.sampling import Sampling
 from gptoss_onnx.runtimes.session import Session
+from tests.conftest import seal
 from tests.runtimes.conftest import CONTEXT, TinyModel
 
 Prompt = Callable[..., list[int]]
@@ -80,7 +80,7 @@ def test_the_packages_defaults_are_used(
     folder = Path(shutil.copytree(package_folder, tmp_path / "copy"))
     config = {"eos_token_id": wanted[8], "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(config))
-    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
+    seal(folder)
     generation = generate(Session(Package.open(folder)), ids, Options(max_new_tokens=15))
     assert list(generation) == wanted[: wanted.index(wanted[8]) + 1]
     assert generation.finish_reason == "stop"

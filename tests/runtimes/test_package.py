@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from gptoss_onnx.runtimes import manifest as manifest_module
+from gptoss_onnx.runtimes import package_files
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.manifest import MANIFEST, KvLayer, Manifest, check_files, write_manifest
+from gptoss_onnx.runtimes.manifest import MANIFEST, KvLayer, Manifest
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.package_files import check_files
+from tests.conftest import seal
 
 
 @pytest.fixture
@@ -69,16 +73,9 @@ def test_bad_json(copy: Path, text: str) -> None:
     ("changes", "words"),
     [
         ({"format": 2}, "format 2 is not known"),
-        ({"format": None}, "format None"),
         ({"min_runtime": "1.99"}, "needs onnxruntime 1.99 or newer"),
         ({"min_runtime": "2"}, "needs onnxruntime 2 or newer"),
-        ({"kv": {}}, "no 'dtype'"),
-        ({"files": {"../secret": {"size": 1, "sha256": ""}}}, "outside the package"),
-        ({"graph": "/model.onnx"}, "outside the package"),
-        ({"graph": "other.onnx"}, "not among the manifest's files"),
-        ({"logits": "some"}, "'some'"),
-        ({"context_length": "long"}, "long"),
-        ({"files": []}, "not a valid manifest"),
+        ({"graph": "other.onnx"}, "it must be among the files"),
     ],
 )
 def test_manifests_that_cannot_be_run(copy: Path, changes: dict[str, Any], words: str) -> None:
@@ -86,24 +83,10 @@ def test_manifests_that_cannot_be_run(copy: Path, changes: dict[str, Any], words
     assert words in one_line_error(copy)
 
 
-def test_a_field_is_missing(copy: Path) -> None:
-    content = json.loads((copy / MANIFEST).read_text())
-    del content["vocab_size"]
-    (copy / MANIFEST).write_text(json.dumps(content))
-    assert "'vocab_size'" in one_line_error(copy)
-
-
-def test_windowed_without_a_window(copy: Path) -> None:
-    kv = json.loads((copy / MANIFEST).read_text())["kv"]
-    kv["layers"][0]["window"] = None
-    edit(copy, kv=kv)
-    assert "no window" in one_line_error(copy)
-
-
 def test_opening_checks_sizes_and_reads_no_weights(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_module, "_sha256", lambda *_: pytest.fail("hashed at open"))
+    monkeypatch.setattr(package_files, "sha256", lambda *_: pytest.fail("hashed at open"))
     package = Package.open(copy)
     assert not {"graph", "tokenizer", "harmony"} & set(vars(package))
     with (copy / "model.onnx.data").open("ab") as stream:
@@ -141,50 +124,38 @@ def test_progress_counts_every_byte(copy: Path) -> None:
     assert sum(counted) == sum(file.size for file in Manifest.load(copy).files.values())
 
 
-def test_hashed_files_are_not_read_again(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a").write_bytes(b"abc")
-    (tmp_path / "b").write_bytes(b"12")
-    read: list[int] = []
-    write_manifest(tmp_path, {"name": "x"}, {"sub/a": "given"}, read.append)
-    content = json.loads((tmp_path / MANIFEST).read_text())
-    assert sum(read) == 2
-    assert content["format"] == 1
-    assert content["files"]["sub/a"] == {"size": 3, "sha256": "given"}
-    assert content["files"]["b"]["sha256"].startswith("6b51d431df5d7f14")  # sha256sum of "12"
-    write_manifest(tmp_path, {"name": "again"})
-    assert set(json.loads((tmp_path / MANIFEST).read_text())["files"]) == {"b", "sub/a"}
-
-
 @pytest.mark.parametrize(("ids", "stops"), [(7, {7}), ([7, 9], {7, 9}), (None, {257, 258, 264})])
 def test_stop_ids(copy: Path, ids: Any, stops: set[int]) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    write_manifest(copy, json.loads((copy / MANIFEST).read_text()))
+    seal(copy)
     assert Package.open(copy).stop_ids == stops
 
 
 def test_sampling_comes_from_generation_config(copy: Path) -> None:
     config = {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     (copy / "generation_config.json").write_text(json.dumps(config))
-    write_manifest(copy, json.loads((copy / MANIFEST).read_text()))
+    seal(copy)
     sampling = Package.open(copy).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 0)
     assert not sampling.greedy
 
 
-def test_threads_and_session_options(copy: Path) -> None:
-    edit(
-        copy, session={"intra_op_num_threads": 1, "config": {"session.intra_op.allow_spinning": 0}}
-    )
-    options = Package.open(copy).graph.get_session_options()
-    assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+def test_threads(copy: Path) -> None:
+    assert Package.open(copy).graph.get_session_options().intra_op_num_threads == 1
     assert Package.open(copy, threads=2).graph.get_session_options().intra_op_num_threads == 2
     with pytest.raises(UserError, match="threads is 0"):
         Package.open(copy, threads=0)
-    edit(copy, session={"speed": "high"})
-    with pytest.raises(UserError, match="unknown session option 'speed'"):
-        _ = Package.open(copy).graph
+
+
+def test_the_settings_of_a_target_reach_the_session(copy: Path) -> None:
+    name = "session.use_device_allocator_for_initializers"
+    edit(copy, session={"providers": ["CPUExecutionProvider"], "config": {name: "1"}})
+    assert Package.open(copy).graph.get_session_options().get_session_config_entry(name) == "1"
+
+
+def test_a_graph_of_another_name_is_refused(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"no graph 'nonsense\.onnx'; there is model\.onnx$"):
+        Package.open(copy, graph="nonsense.onnx")
 
 
 def test_a_provider_that_is_absent_is_refused(copy: Path) -> None:
@@ -193,16 +164,16 @@ def test_a_provider_that_is_absent_is_refused(copy: Path) -> None:
 
 
 def test_a_manifests_providers_are_a_preference(copy: Path) -> None:
-    edit(copy, session={"providers": ["FastExecutionProvider", "CPUExecutionProvider"]})
+    edit(copy, session={"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]})
     assert Package.open(copy).graph.get_providers() == ["CPUExecutionProvider"]
-    edit(copy, session={"providers": ["FastExecutionProvider"]})
-    with pytest.raises(UserError, match=r"no FastExecutionProvider; it has .*CPUExecution"):
+    edit(copy, session={"providers": ["CUDAExecutionProvider"]})
+    with pytest.raises(UserError, match=r"no CUDAExecutionProvider; it has .*CPUExecution"):
         _ = Package.open(copy).graph
 
 
 def test_a_graph_that_does_not_load_is_one_line(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"not a graph")
-    write_manifest(copy, json.loads((copy / MANIFEST).read_text()))
+    seal(copy)
     with pytest.raises(UserError, match="cannot load the graph") as raised:
         _ = Package.open(copy).graph
     assert "\n" not in str(raised.value)
@@ -210,7 +181,7 @@ def test_a_graph_that_does_not_load_is_one_line(copy: Path) -> None:
 
 def test_no_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
-    write_manifest(copy, json.loads((copy / MANIFEST).read_text()))
+    seal(copy)
     with pytest.raises(UserError, match="no tokenizer"):
         _ = Package.open(copy).tokenizer
 
@@ -236,3 +207,93 @@ def test_threads_that_ask_at_once_load_once(
         found = list(threads.map(ask, range(4)))
     assert len(set(found)) == 1
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "report.json", "LICENSE"])
+def test_what_no_application_reads_may_change_or_go(copy: Path, name: str) -> None:
+    (copy / name).write_text("as exported")
+    seal(copy)
+    with (copy / name).open("a") as stream:
+        stream.write("and a line more")
+    assert Package.open(copy).graph
+    assert check_files(copy) == [f"{name}: 26 bytes instead of 11"]  # verify says so all the same
+    (copy / name).unlink()
+    assert Package.open(copy).graph
+    assert check_files(copy) == [f"{name}: missing"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.onnx", "model.onnx.data"])
+def test_a_link_out_of_the_package_is_refused(copy: Path, tmp_path: Path, name: str) -> None:
+    (copy / name).rename(tmp_path / name)
+    (copy / name).symlink_to(tmp_path / name)
+    assert f"{name}: a link out of the package" in one_line_error(copy)
+    assert check_files(copy) == [
+        f"{name}: a link out of the package; copy the package with its files (cp -rL)"
+    ]
+
+
+def test_links_within_and_the_hubs_cache_are_taken(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.onnx.data").rename(copy / "bytes")
+    (copy / "model.onnx.data").symlink_to("bytes")
+    assert Package.open(copy).graph
+    blobs, revision = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    revision.mkdir(parents=True)
+    for file in copy.iterdir():
+        shutil.copy(file, blobs / f"hash-{file.name}")
+        (revision / file.name).symlink_to(f"../../blobs/hash-{file.name}")
+    assert Package.open(revision).graph
+    assert check_files(revision) == []
+
+
+def test_a_pipe_is_no_file(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    os.mkfifo(copy / "config.json")
+    assert "config.json: missing" in one_line_error(copy)  # and does not wait for ever
+    (copy / MANIFEST).unlink()
+    os.mkfifo(copy / MANIFEST)
+    assert "not a package" in one_line_error(copy)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        (("vocab_size",), 271, "vocab_size is 271, but model.onnx has 272"),
+        (("kv", "num_kv_heads"), 4096, "kv.num_kv_heads is 4096, but model.onnx has 2"),
+        (("kv", "head_dim"), 4096, "kv.head_dim is 4096, but model.onnx has 16"),
+        (("kv", "dtype"), "int8", "kv.dtype is tensor(int8), but model.onnx has tensor(float)"),
+        (("kv", "layers"), [{"window": 8, "windowed": True}], "number of kv.layers is 1, but"),
+    ],
+)
+def test_the_graph_is_held_to_the_manifest(
+    copy: Path, at: tuple[str, ...], value: Any, words: str
+) -> None:
+    content = json.loads((copy / MANIFEST).read_text())
+    place = content
+    for name in at[:-1]:
+        place = place[name]
+    place[at[-1]] = value
+    (copy / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(words)) as raised:
+        _ = Package.open(copy).graph
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}', '{"version": "1.0"}', "\x00", ""])
+def test_a_damaged_tokenizer_is_one_line(copy: Path, text: str) -> None:
+    (copy / "tokenizer.json").write_text(text)
+    seal(copy)
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: cannot be read as a tokenizer"
+    ) as raised:
+        _ = Package.open(copy).tokenizer
+    assert "\n" not in str(raised.value)
+
+
+def test_fields_the_caller_gives_win_over_faults_of_the_file(copy: Path) -> None:
+    (copy / "generation_config.json").write_text('{"top_p": 0, "temperature": "0.7"}')
+    seal(copy)
+    package = Package.open(copy)
+    assert package.sampling_with(top_p=0.5, temperature=0.0).top_p == 0.5
+    with pytest.raises(UserError, match=r"generation_config\.json: temperature is \"0\.7\""):
+        _ = package.sampling

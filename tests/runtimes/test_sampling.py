@@ -173,9 +173,3 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_values_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^{name} is {value}: it must be "):
         Sampling(**{name: value})
-
-
-def test_a_config_without_do_sample_is_greedy() -> None:
-    assert Sampling.from_config({"temperature": 0.5}).greedy
-    assert Sampling.from_config({}) == Sampling(do_sample=False)
-    assert Sampling.from_config({"do_sample": True, "top_k": None}) == Sampling()
