@@ -72,13 +72,13 @@ export class Harmony {
 
   /** Ids of a conversation. */
   render(messages: readonly Message[], options: RenderOptions = {}): number[] {
-    const { system = {}, instructions, tools = [], autoDropAnalysis = true, reply = true } = options;
-    const namespaces = inNamespaces(tools);
+    const { system = {}, instructions, tools, autoDropAnalysis = true, reply = true } = options;
+    const namespaces = inNamespaces(tools ?? []);
     const functions = namespaces.some((n) => n.name === FUNCTION_NAMESPACE && n.tools.length > 0);
     const head: Message[] = [];
     if (system) head.push({ role: "system", content: systemText(system, functions) });
     const sections: string[] = [];
-    if (instructions !== undefined) sections.push(`# Instructions\n\n${instructions}`);
+    if (typeof instructions === "string") sections.push(`# Instructions\n\n${instructions}`);
     if (namespaces.length) sections.push(renderTools(namespaces));
     if (sections.length) head.push({ role: "developer", content: sections.join("\n\n") });
     const ids = [...head, ...shownMessages(messages, autoDropAnalysis)].flatMap((m) => this.#render(m));

@@ -11,8 +11,8 @@ export interface SystemPrompt {
   date?: string | null;
   reasoning?: "low" | "medium" | "high" | (string & {}) | null;
   /** Built in ones (`BROWSER_TOOL`, `PYTHON_TOOL`): those of an application are another option. */
-  tools?: readonly ToolNamespace[];
-  channels?: readonly string[];
+  tools?: readonly ToolNamespace[] | null;
+  channels?: readonly string[] | null;
 }
 
 /** The message; `hasFunctions` when the developer message declares functions. */
@@ -31,8 +31,8 @@ export function systemText(system: SystemPrompt, hasFunctions: boolean): string 
   if (date !== null) top.push(`Current date: ${date}`);
   const sections = top.length ? [top.join("\n")] : [];
   if (reasoning !== null) sections.push(`Reasoning: ${reasoning}`);
-  if (tools.length) sections.push(renderTools(inNamespaces(tools)));
-  if (channels.length) {
+  if (tools?.length) sections.push(renderTools(inNamespaces(tools)));
+  if (channels?.length) {
     const list = channels.join(", ");
     const must = `# Valid channels: ${list}. Channel must be included for every message.`;
     const calls = "\nCalls to these tools must go to the commentary channel: 'functions'.";

@@ -67,6 +67,14 @@ test.each(vectors<{ render: RenderCase[] }>("harmony").render)(
   },
 );
 
+test("null is nothing to render", () => {
+  const [harmony, date] = [new Harmony(tokenizer), "2026-01-01"];
+  const nothing = { instructions: null, tools: null, system: { date, tools: null } } as never;
+  expect(harmony.render([], nothing)).toEqual(harmony.render([], { system: { date } }));
+  const quiet = { system: { date, channels: null } };
+  expect(harmony.render([], quiet)).toEqual(harmony.render([], { system: { date, channels: [] } }));
+});
+
 interface ParseCase {
   name: string;
   ids: number[];
