@@ -10,6 +10,7 @@ from typing import Any
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, Usage, generate
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace, called_name
+from gptoss_onnx.runtimes.harmony_tools import tool_names
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import Reply, ToolCall
 from gptoss_onnx.runtimes.session import Session
@@ -139,4 +140,4 @@ class Chat:
             self.messages += reply.messages
 
     def _new_reply(self) -> Reply:
-        return Reply(self.package.tokenizer, [tool.name for tool in self.tools])
+        return Reply(self.package.tokenizer, tool_names(self.tools))

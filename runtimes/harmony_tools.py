@@ -53,6 +53,15 @@ def in_namespaces(tools: Sequence[Tool | ToolNamespace]) -> list[ToolNamespace]:
     return sorted(found, key=lambda namespace: namespace.name)
 
 
+def tool_names(tools: Sequence[Tool | ToolNamespace]) -> list[str]:
+    """What a call may name: `weather` for one of `functions`, `browser.search`, `python`."""
+    names = []
+    for namespace in in_namespaces(tools):
+        prefix = "" if namespace.name == FUNCTION_NAMESPACE else f"{namespace.name}."
+        names += [prefix + tool.name for tool in namespace.tools] or [namespace.name]
+    return names
+
+
 def render_tools(namespaces: Sequence[ToolNamespace]) -> str:
     """The tools as the declarations the model was trained on; UserError for what is no tool."""
     return "\n\n".join(["# Tools", *map(_section, namespaces)])

@@ -102,5 +102,6 @@ def without_content(text: str, role: str) -> tuple[str | None, str]:
         channel, said = None if CHANNEL in text else "", text
     if not role:
         said = re.sub(r"^\s*assistant\b", "", said)
-    said = re.sub(rf"^\s*{re.escape(CONSTRAIN)}\s*{_TYPE.pattern}", "", said)
+    # A type that JSON follows, or one behind its mark, is none of what is said.
+    said = re.sub(rf"^\s*({re.escape(CONSTRAIN)}\s*{_TYPE.pattern}|json(?=\s*\{{))", "", said)
     return channel, said.replace(CHANNEL, "").replace(CONSTRAIN, "")

@@ -18,6 +18,7 @@ from gptoss_onnx.runtimes.chat import Chat
 from gptoss_onnx.runtimes.console import chat_loop
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool
+from gptoss_onnx.runtimes.harmony_tools import ToolNamespace
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import ToolCall
 from gptoss_onnx.runtimes.session import Session
@@ -277,6 +278,17 @@ def test_a_known_tool_is_called_without_to(package: Package, says: Script) -> No
         kinds = {event.kind for event in chat.send("Weather?")}
         assert [found.name for found in chat.tool_calls] == calls
         assert kinds == {"call" if calls else "commentary"}
+
+
+def test_a_tool_of_a_namespace_is_known_by_its_whole_name(package: Package, says: Script) -> None:
+    for name, calls in (("browser.search", 1), ("browser", 0), ("python", 1)):
+        chat = make(
+            package,
+            tools=[ToolNamespace("browser", tools=[Tool("search")]), ToolNamespace("python")],
+        )
+        says(f"<|channel|>commentary {name}{ARGUMENTS}")
+        list(chat.send("Weather?"))
+        assert [call.name for call in chat.tool_calls] == [name] * calls
 
 
 def test_arguments_that_are_no_json_are_answered_not_run(package: Package, says: Script) -> None:

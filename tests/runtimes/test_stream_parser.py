@@ -225,6 +225,14 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
         f'<|channel|>commentary functions.f{{"c": "{LONG}"}}<|call|>',
         [call(f'{{"c": "{LONG}"}}')],
     ),
+    "JSON answer without its mark": (
+        '<|channel|>final json{"c": 1}<|return|>',
+        [reply('{"c": 1}')],
+    ),
+    "JSON answer without its mark, of a type": (
+        '<|channel|>final <|constrain|>json {"c": 1}<|return|>',
+        [reply(' {"c": 1}')],
+    ),
     "braces in an answer without its mark": (
         "<|channel|>final functions.f {takes this}<|return|>",
         [reply(" functions.f {takes this}")],

@@ -22,7 +22,10 @@ const STUCK_CHANNEL = new RegExp(`^${SPACE}*assistant${NAMES}`, "u");
 const SPACED_CONSTRAIN = new RegExp(`${SPACE}*<\\|constrain\\|>${SPACE}*`, "gu");
 const NAMED_CHANNEL = new RegExp(`^[^<]*<\\|channel\\|>${NAMES}`, "u");
 const ROLE = new RegExp(`^${SPACE}*assistant${WORD_END}`, "u");
-const LEADING_TYPE = new RegExp(`^${SPACE}*<\\|constrain\\|>${SPACE}*${TYPE_NAME}`, "u");
+const LEADING_TYPE = new RegExp(
+  `^${SPACE}*(?:<\\|constrain\\|>${SPACE}*${TYPE_NAME}|json(?=${SPACE}*\\{))`,
+  "u",
+);
 
 export interface Header {
   /** Its content is empty. */
@@ -120,6 +123,7 @@ export function withoutContent(text: string, role: string): [string | undefined,
   const channel = named ? named[1] : text.includes(CHANNEL) ? undefined : "";
   let said = named ? text.slice(named[0].length) : text;
   if (!role) said = said.replace(ROLE, "");
+  // A type that JSON follows, or one behind its mark, is none of what is said.
   said = said.replace(LEADING_TYPE, "");
   return [channel, said.replaceAll(CHANNEL, "").replaceAll(CONSTRAIN, "")];
 }
