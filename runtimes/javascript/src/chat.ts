@@ -8,7 +8,7 @@ import type { Kind, Piece } from "./parser.js";
 import { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.js";
 import { type SystemPrompt, pinned } from "./system.js";
 import type { Tokenizer } from "./tokenizer.js";
-import type { Tool, ToolNamespace } from "./tools.js";
+import { type Tool, type ToolNamespace, toolNames } from "./tools.js";
 
 /** A piece of what the model says: whole characters of one message. */
 export interface TextEvent {
@@ -101,7 +101,7 @@ export async function* events(
   end: ReplyEnd,
 ): AsyncGenerator<ChatEvent, void, undefined> {
   const generation = start();
-  const reply = new ReplyReader(tokenizer, tools.map(({ name }) => name));
+  const reply = new ReplyReader(tokenizer, toolNames(tools));
   const shown = (pieces: Piece[]) =>
     pieces.filter(({ kind }) => analysis || kind !== "analysis").map(eventOf);
   try {

@@ -46,6 +46,14 @@ export function inNamespaces(tools: readonly (Tool | ToolNamespace)[]): ToolName
   return found.sort((a, b) => (order(a) < order(b) ? -1 : 1));
 }
 
+/** What a call may name: `weather` for one of `functions`, `browser.search`, `python`. */
+export function toolNames(tools: readonly (Tool | ToolNamespace)[]): string[] {
+  return inNamespaces(tools).flatMap(({ name, tools: own = [] }) => {
+    const prefix = name === FUNCTION_NAMESPACE ? "" : `${name}.`;
+    return own.length ? own.map((tool) => prefix + tool.name) : [name];
+  });
+}
+
 /** The tools as the declarations the model was trained on; UserError for what is no tool. */
 export function renderTools(namespaces: readonly ToolNamespace[]): string {
   return ["# Tools", ...namespaces.map(section)].join("\n\n");

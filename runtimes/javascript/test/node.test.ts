@@ -254,6 +254,10 @@ describe("tools", () => {
     const tools = [{ name: "weather", description: "" }];
     const reply = model.chat(QUESTION, { tools, session: saying(header + CALL) });
     expect((await collect(reply)).map((event) => event.kind)).toEqual(["arguments", "call"]);
+    const called = HEADER.replace("to=functions.weather", "browser.search") + CALL;
+    const namespace = { name: "browser", tools: [{ name: "search" }] };
+    const search = model.chat(QUESTION, { tools: [namespace], session: saying(called) });
+    expect((await collect(search)).at(-1)).toMatchObject({ kind: "call", name: "browser.search" });
     const other = model.chat(QUESTION, { session: saying(header + CALL) });
     expect(new Set((await collect(other)).map((e) => e.kind))).toEqual(new Set(["commentary"]));
   });
