@@ -26,6 +26,11 @@ class KvLayer:
     window: int | None
     windowed: bool  # the buffer holds about a window of tokens instead of all of them
 
+    @property
+    def kept(self) -> int | None:
+        """Tokens that the buffer must keep; None for all of the sequence."""
+        return self.window if self.windowed else None
+
 
 @dataclass(frozen=True)
 class KvLayout:
