@@ -178,7 +178,8 @@ def targets(name: str | None, as_json: bool) -> None:
     gptoss targets
     gptoss targets web
     """
-    from gptoss_onnx.runtimes.target import describe, get_target, kernel_rows, load_targets
+    from gptoss_onnx.runtimes.target import get_target, load_targets
+    from gptoss_onnx.runtimes.target_rows import describe, kernel_rows
 
     chosen = [get_target(name)] if name else list(load_targets().values())
     if as_json:

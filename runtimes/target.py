@@ -179,35 +179,3 @@ def known_target(name: str, runtime: str) -> Target | None:
 def _release(version: str) -> tuple[int, ...]:
     """1.24.3 is (1, 24): kernels come with minor releases."""
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def describe(target: Target) -> dict[str, Any]:
-    """A target as a row of `gptoss targets`."""
-    reason = f": {target.experts_reason}" if target.experts_reason else ""
-    return {
-        "name": target.name,
-        "runs_on": target.description,
-        "provider": target.providers,
-        "min_runtime": [one.min_runtime for one in (target, *target.older)],
-        "presets": list(target.presets),
-        "activations": list(target.activations),
-        "kv": ["float", *(["int8"] if target.int8_kv else [])],
-        "operators": len(target.kernels),
-        "experts": f"{target.experts}{reason}",
-        "verified": target.verified,
-    }
-
-
-def kernel_rows(target: Target) -> list[dict[str, str]]:
-    """Each operator of a target, with the element types and attributes its kernel takes."""
-    return [
-        {
-            "operator": f"{domain or 'ai.onnx'}::{op}",
-            "types": "/".join(sorted(kernel.dtypes)).lower(),
-            "attributes": ", ".join(
-                name if values is None else f"{name}={'|'.join(map(str, sorted(values)))}"
-                for name, values in kernel.attributes.items()
-            ),
-        }
-        for (domain, op), kernel in sorted(target.kernels.items())
-    ]

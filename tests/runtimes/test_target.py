@@ -8,7 +8,8 @@ import pytest
 
 from gptoss_onnx.runtimes import targets as targets_folder
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.target import Kernel, describe, get_target, kernel_rows, load_targets
+from gptoss_onnx.runtimes.target import Kernel, get_target, load_targets
+from gptoss_onnx.runtimes.target_rows import describe, kernel_rows
 
 NEW = """
 from dataclasses import replace
