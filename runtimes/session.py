@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.kv_cache import KV_DTYPES, AppendedCache, Array, KvBuffer, make_buffer
 from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.token_ids import check_ids
 
 FIRST_CAPACITY = 256  # tokens
 # Rows of a windowed buffer beyond its window, as a part of the window. Attention reads every row of
@@ -77,7 +78,7 @@ class Session:
         make = partial(make_buffer, dtype=kv.dtype, provider=provider, in_place=kv.in_place)
         buffers = []
         for index, layer in enumerate(kv.layers):
-            window = layer.kept
+            window = layer.window if layer.windowed else None
             rows = int(window * (1 + WINDOW_SLACK)) if window else self._capacity
             shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
             for part in ("key", "value"):
@@ -88,6 +89,7 @@ class Session:
     def reset(self) -> None:
         """Forget everything; the buffers stay."""
         self._slots = 0  # columns of the attention mask in use
+        self._lengths = [0] * self.batch  # tokens of each row, holes not counted
         for buffer in self._appended:
             buffer.cut(0)
         self._tokens: list[int] = []  # of a single sequence
@@ -103,6 +105,15 @@ class Session:
         """The single sequence's tokens that the KV cache holds."""
         return self._tokens
 
+    @property
+    def evicted(self) -> int:
+        """Tokens at the single sequence's start that windowed layers no longer have rows of."""
+        return self._first_positions(self._lengths[0])[0] if self._windowed else 0
+
+    def _first_positions(self, length: int) -> list[int]:
+        """Of each windowed buffer, after `length` tokens of a row."""
+        return [buffer.first_position(length) for buffer in self._windowed]
+
     def feed(
         self,
         rows: Sequence[Sequence[int]],
@@ -111,10 +122,19 @@ class Session:
         """Feed each sequence its next tokens, right padded to the longest row.
 
         Returns the logits [B, V] after each sequence's last token: a view that the next call
-        overwrites; garbage for a row that got no token. UserError beyond `max_length`. When the run
-        fails or is terminated, what is left is the longest intact prefix (`length`).
+        overwrites; garbage for a row that got no token. UserError beyond `max_length`, for an id
+        outside the vocabulary, and where no row has a token: nothing has changed then. When the run
+        fails or is terminated, what is left is the longest intact prefix (`length`); of a batch
+        everything or nothing.
         """
+        if len(rows) != self.batch:
+            raise ValueError(f"{len(rows)} rows for a session of {self.batch}")
+        for row, tokens in enumerate(rows):
+            of_row = f" of row {row}" if self.batch > 1 else ""
+            check_ids(tokens, self.package.manifest.vocab_size, f"the tokens{of_row}")
         size = max(map(len, rows))
+        if not size:
+            raise UserError("no token is fed: feed at least one")
         if not self.package.manifest.padded_batches and min(map(len, rows)) < size:
             raise UserError(
                 f"{self.package.folder}: a package for {self.package.manifest.target} takes the "
@@ -136,33 +156,35 @@ class Session:
         self._bind_mask(end)
         for buffer in self._appended:
             buffer.bind(self._binding)
+        lengths = [length + len(row) for length, row in zip(self._lengths, rows, strict=True)]
         try:
             self._graph.run_with_iobinding(self._binding, run_options)
         except BaseException:
-            self._after_failure(end)
+            self._after_failure(lengths)
             raise
-        self._slots = end
+        self._slots, self._lengths = end, lengths
         if self._appended:  # outputs come in the order they were first bound, the cache's first
             for buffer, present in zip(self._appended, self._binding.get_outputs(), strict=False):
                 buffer.value = present
         if self.batch == 1:
-            self._tokens.extend(rows[0])
+            self._tokens.extend(map(int, rows[0]))
         if self._logits.shape[1] == 1:
             return self._logits[:, 0]
         last = [max(len(tokens) - 1, 0) for tokens in rows]
         return self._logits[np.arange(self.batch), last]
 
     def _grow(self, needed: int) -> None:
-        self._capacity = min(max(2 * self._capacity, needed), self.max_length)
+        capacity = min(max(2 * self._capacity, needed), self.max_length)
         for buffer in self._buffers:
             if buffer.window is None:
-                buffer.grow(self._capacity, self._slots)
+                buffer.grow(capacity, self._slots)
                 # Bound one by one, so that only one old buffer is alive beside its successor.
                 buffer.bind(self._binding)
-        mask = np.zeros((self.batch, self._capacity), np.int64)
+        mask = np.zeros((self.batch, capacity), np.int64)
         mask[:, : self._slots] = self._mask[:, : self._slots]
         self._mask = mask
         self._mask_row = np.zeros(mask.size, np.int64)
+        self._capacity = capacity  # last: where memory ends half-way, the next feed grows again
 
     def _bind_chunk(self, size: int) -> None:
         """Input ids [B, size] and the logits, kept as long as chunks have this size."""
@@ -185,9 +207,12 @@ class Session:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(mask)
         self._binding.bind_ortvalue_input("attention_mask", value)
 
-    def _after_failure(self, end: int) -> None:
-        """Nothing was lost unless a windowed layer may have moved its rows for the failed chunk."""
-        if any(b.first_position(end) != b.first_position(self._slots) for b in self._windowed):
+    def _after_failure(self, lengths: Sequence[int]) -> None:
+        """Nothing was lost unless a windowed layer may have moved its rows for the failed chunk.
+
+        A row moves by its own length, so where the rows of a batch differ any of them may have.
+        """
+        if not all(map(self._same_rows, lengths, self._lengths)):
             self._restore_snapshot(self._slots)
 
     def snapshot(self) -> None:
@@ -196,6 +221,8 @@ class Session:
         Copies the windowed layers' rows. A few snapshots are kept: the newest, and of the others
         those that spare most tokens from being fed again.
         """
+        if self.batch != 1:
+            raise ValueError("a batch has no snapshots")
         if self._windowed:
             rows = [
                 buffer.saved(self._slots - buffer.first_position(self._slots))
@@ -225,10 +252,13 @@ class Session:
 
     def _same_rows(self, length: int, shorter: int) -> bool:
         """Whether the windowed rows after `length` tokens begin with those after `shorter`."""
-        return all(b.first_position(length) == b.first_position(shorter) for b in self._windowed)
+        return self._first_positions(length) == self._first_positions(shorter)
 
     def _restore_snapshot(self, length: int) -> None:
-        """Restore the longest prefix of at most `length` tokens that a snapshot holds, or none."""
+        """Restore the longest prefix of at most `length` tokens that a snapshot holds, or none.
+
+        A batch has no snapshots, so nothing is left of it.
+        """
         best, reached = None, 0
         for snapshot in self._snapshots:
             # A later snapshot serves too when nothing was evicted between the two.
@@ -241,7 +271,7 @@ class Session:
         self._cut(reached)
 
     def _cut(self, length: int) -> None:
-        self._slots = length
+        self._slots, self._lengths = length, [length] * self.batch
         for buffer in self._appended:
             buffer.cut(length)
         del self._tokens[length:]

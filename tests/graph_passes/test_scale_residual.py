@@ -34,7 +34,7 @@ def lowered(checkpoint: Checkpoint, traced: ir.Model) -> Lower:
             CPU,
             Quantization.parse(preset),
             rounding,
-            kv_windows=(None,) * LAYERS,
+            windowed_kv=False,
             all_logits=True,
             scale_residual=scaled,
         )

@@ -23,7 +23,7 @@ from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 from gptoss_onnx.runtimes.harmony_tools import (
     BROWSER_TOOL,
     PYTHON_TOOL,
-    ToolNamespace,
+    Tool,
     in_namespaces,
     render_tools,
 )
@@ -42,6 +42,7 @@ from tests.runtimes.test_stream_parser import LONG, REPLIES, TOOLS, encode, rand
 from tests.runtimes.test_tokenizer import TEXTS
 from tests.runtimes.tool_cases import REFUSED, SYSTEMS, make_system, make_tool
 from tests.runtimes.tool_cases import TOOLS as TOOL_CASES
+from tests.vectors.session import session_vectors
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parents[1] / "demo"
@@ -151,10 +152,8 @@ def harmony() -> Json:
     return {"tokenizer": "demo/tokenizer.json", "render": cases}
 
 
-def _in_text(tool: Any) -> Any:
+def _in_text(tool: Tool) -> Tool:
     """With its schema as text: many languages cannot tell 1.0 from 1, some sort keys."""
-    if isinstance(tool, ToolNamespace):
-        return replace(tool, tools=list(map(_in_text, tool.tools)))
     schema = tool.parameters
     return replace(tool, parameters=None if schema is None else json.dumps(schema))
 
@@ -345,6 +344,13 @@ FILES: dict[str, Callable[[], Json]] = {
 }
 
 
+# What takes a package of the demo.
+OF_A_PACKAGE: dict[str, Callable[[Package], Json]] = {
+    "answers.json": answers,
+    "session.json": session_vectors,
+}
+
+
 def text(content: Json) -> str:
     """JSON with a case a line, so that a change shows in a diff."""
     fields = []
@@ -366,7 +372,8 @@ def main() -> None:
         (FOLDER / name).write_text(text(make()), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         package = Package.open(export_demo(Path(folder) / "demo"))
-        (FOLDER / "answers.json").write_text(text(answers(package)), encoding="utf-8")
+        for name, of in OF_A_PACKAGE.items():
+            (FOLDER / name).write_text(text(of(package)), encoding="utf-8")
 
 
 if __name__ == "__main__":

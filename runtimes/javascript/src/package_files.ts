@@ -21,7 +21,7 @@ export class PackageFiles {
   }
 
   has(name: string): boolean {
-    return Object.hasOwn(this.#entries, name);
+    return name in this.#entries;
   }
 
   async text(name: string): Promise<string> {
@@ -45,7 +45,7 @@ export class PackageFiles {
     const known = this.#fetched.get(name);
     if (known) return known;
     const entry = this.#entries[name];
-    if (!this.has(name)) {
+    if (!entry) {
       throw new UserError(`${this.#base}: the manifest names no ${name}; export it again`);
     }
     this.total += entry.size;

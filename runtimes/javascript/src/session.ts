@@ -4,6 +4,7 @@ import type { Tensor } from "onnxruntime-common";
 import type { Backend, KvBuffer } from "./backend.js";
 import { UserError } from "./errors.js";
 import type { Manifest } from "./manifest.js";
+import { checkIds } from "./token_ids.js";
 
 const FIRST_CAPACITY = 256; // tokens
 // Rows of a windowed buffer beyond its window, as a part of the window: attention reads every row,
@@ -42,6 +43,7 @@ export class Session {
   #logits: Tensor | null = null;
   #tokens: number[] = [];
   #snapshots: Snapshot[] = []; // by length
+  #running = false;
 
   constructor(backend: Backend, manifest: Manifest, maxLength?: number) {
     const most = manifest.context_length;
@@ -83,16 +85,27 @@ export class Session {
     return this.#tokens.length;
   }
 
+  /** Tokens at the start that windowed layers no longer have rows of. */
+  get evicted(): number {
+    const [slot] = this.#windowed;
+    return slot ? firstPosition(slot, this.length) : 0;
+  }
+
   /** Forget everything; the buffers stay. */
   reset(): void {
+    this.#idle();
     [this.#tokens, this.#snapshots] = [[], []];
   }
 
   /**
    * Feed the next tokens; the logits after the last, a view that the next call may overwrite.
-   * UserError beyond `maxLength`. When the run fails, what is left is the longest intact prefix.
+   * UserError beyond `maxLength`, for an id outside the vocabulary and for no token at all: nothing
+   * has changed then. When the run fails, what is left is the longest intact prefix.
    */
   async feed(tokens: readonly number[]): Promise<Float32Array> {
+    this.#idle();
+    checkIds(tokens, this.#manifest.vocab_size, "the tokens");
+    if (!tokens.length) throw new UserError("no token is fed: feed at least one");
     const end = this.length + tokens.length;
     if (end > this.maxLength) {
       throw new UserError(
@@ -114,6 +127,7 @@ export class Session {
       fetches[present] = buffer.present;
     }
     let logits: Tensor;
+    this.#running = true;
     try {
       const results = await this.#backend.graph.run(feeds, fetches);
       for (const { present, buffer } of this.#slots) buffer.take(results[present] as Tensor);
@@ -121,6 +135,8 @@ export class Session {
     } catch (error) {
       this.#afterFailure(end);
       throw error;
+    } finally {
+      this.#running = false;
     }
     for (const token of tokens) this.#tokens.push(token);
     const data = logits.data as Float32Array;
@@ -139,13 +155,19 @@ export class Session {
     return this.#logits;
   }
 
+  /** A run reads and writes what all else here changes. */
+  #idle(): void {
+    if (this.#running) throw new Error("this session is computing: wait for that first");
+  }
+
   #grow(needed: number): void {
-    this.#capacity = Math.min(Math.max(2 * this.#capacity, needed), this.maxLength);
+    const capacity = Math.min(Math.max(2 * this.#capacity, needed), this.maxLength);
     for (const { window, buffer } of this.#slots) {
       // One by one, so that only one old buffer is alive beside its successor.
-      if (window === null) buffer.grow(this.#capacity, this.length);
+      if (window === null) buffer.grow(capacity, this.length);
     }
-    this.#mask = new BigInt64Array(this.#capacity).fill(1n);
+    this.#mask = new BigInt64Array(capacity).fill(1n);
+    this.#capacity = capacity; // last: where memory ends half-way, the next feed grows again
   }
 
   /** Nothing was lost unless a windowed layer may have moved its rows for the failed chunk. */
@@ -155,6 +177,7 @@ export class Session {
 
   /** Make the present length one that `rewind` can come back to exactly. */
   snapshot(): void {
+    this.#idle();
     if (!this.#windowed.length) return;
     const { length } = this;
     const rows = this.#windowed.map((slot) =>
@@ -176,6 +199,10 @@ export class Session {
    * since, else they come from a snapshot; with neither, nothing is left.
    */
   rewind(length: number): number {
+    this.#idle();
+    if (!(Number.isInteger(length) && length >= 0 && length <= this.length)) {
+      throw new RangeError(`cannot rewind to ${length} of ${this.length} tokens`);
+    }
     if (this.#sameRows(this.length, length)) this.#cut(length);
     else this.#restoreSnapshot(length);
     return this.length;
