@@ -52,7 +52,7 @@ class Probe:
                 f"{folder}: evaluation runs on the CPU, which has no kernels for "
                 f"{manifest.quant} in {manifest.activations} as {manifest.target} stores it"
             )
-        windows = [layer.window if layer.windowed else None for layer in manifest.kv.layers]
+        windows = [layer.kept for layer in manifest.kv.layers]
         settings = manifest.session.get("config", {})
         model = load_graph(folder, manifest.graph)
         return cls._open(model, folder, windows, threads, settings)

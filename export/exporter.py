@@ -74,7 +74,7 @@ def write_package(
         if graph.target.weights_in_branches:
             weights_into_branches(graph.model)
         ir.save(graph.model, folder / graph.file)
-    config = genai_config(checkpoint, options.target, options.windowed_kv(options.target))
+    config = genai_config(checkpoint, options.target, made.graphs[0].kv_windows)
     write_json(folder / "genai_config.json", config)
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})
     (folder / "report.html").write_text(unmeasured_page(content), encoding="utf-8")

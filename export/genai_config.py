@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.package_files import json_of
+from gptoss_onnx.graph_passes.attention_spec import is_fused
 from gptoss_onnx.runtimes.target import Target
 
 # Its names of providers; without one it takes the CPU.
 PROVIDERS = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
 
-def genai_config(checkpoint: Checkpoint, target: Target, windowed_kv: bool) -> dict[str, Any]:
+def genai_config(
+    checkpoint: Checkpoint, target: Target, kv_windows: Sequence[int | None]
+) -> dict[str, Any]:
     """Field names of onnxruntime-genai 0.18. Its KV buffers span the whole sequence."""
     spec, generation = checkpoint.spec, json_of(checkpoint, "generation_config.json")
     names = {
@@ -21,7 +25,7 @@ def genai_config(checkpoint: Checkpoint, target: Target, windowed_kv: bool) -> d
     }
     outputs = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
     provider = PROVIDERS.get(target.provider)
-    share = target.fuses_attention(spec.num_global_tokens) and not windowed_kv
+    share = is_fused(spec.attention, target) and not any(kv_windows)
     options = [{provider: dict(target.provider_options)}] if provider else []
     decoder: dict[str, Any] = {
         "session_options": {"provider_options": options},

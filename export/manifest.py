@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from gptoss_onnx.export.plan import Plan, PlannedGraph, weight_bytes
+from gptoss_onnx.graph_passes.attention_spec import is_fused
 
 
 def manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str]) -> dict[str, Any]:
@@ -39,9 +40,7 @@ def manifest(made: Plan, name: str, tokenizer: dict[str, Any], links: list[str])
 def _graph(made: Plan, planned: PlannedGraph) -> dict[str, Any]:
     """What a loader must know to choose a graph and to run it."""
     options, spec, target = made.options, made.checkpoint.spec, planned.target
-    windowed = options.windowed_kv(target) and not spec.num_global_tokens
     dtype = options.kv_dtype(target, planned.activations)
-    sliding = map(spec.is_sliding, range(spec.num_layers))
     return {
         "target": target.name,
         "min_runtime": target.min_runtime,
@@ -56,13 +55,13 @@ def _graph(made: Plan, planned: PlannedGraph) -> dict[str, Any]:
         "kv": {
             "dtype": dtype,
             # A graph of standard operators makes the present anew at every run.
-            "in_place": target.fuses_attention(spec.num_global_tokens),
+            "in_place": is_fused(spec.attention, target),
             "scales": _kv_scales(options.kv_calibration) if dtype == "int8" else None,
             "num_kv_heads": spec.num_kv_heads,
             "head_dim": spec.head_dim,
             "layers": [
-                {"window": spec.sliding_window if slides else None, "windowed": slides and windowed}
-                for slides in sliding
+                {"window": layer.window, "windowed": kept is not None}
+                for layer, kept in zip(spec.attention, planned.kv_windows, strict=True)
             ],
         },
         "session": {

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, spec: GptOssSpec, layer: int) -> None:
         super().__init__()
-        self.spec, self.sliding = spec, spec.is_sliding(layer)
+        self.spec, self.attention = spec, spec.attention[layer]
         self.q_proj = nn.Linear(spec.hidden_size, spec.query_size)
         self.k_proj = nn.Linear(spec.hidden_size, spec.kv_size)
         self.v_proj = nn.Linear(spec.hidden_size, spec.kv_size)
@@ -47,8 +47,8 @@ class Attention(nn.Module):
                 "num_heads": spec.num_heads,
                 "kv_num_heads": spec.num_kv_heads,
                 "head_dim": spec.head_dim,
-                "window": spec.sliding_window if self.sliding else 0,
-                "num_global_tokens": spec.num_global_tokens if self.sliding else 0,
+                "window": self.attention.window or 0,
+                "num_global_tokens": self.attention.global_tokens,
             },
             dtypes=(x.dtype,) * 3,
             shapes=([batch, new, spec.query_size], present, present),

@@ -14,6 +14,7 @@ from gptoss_onnx.export.binding import bind
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import EMBEDDED_BYTES, identity
+from gptoss_onnx.graph_passes.attention_spec import is_fused, kv_windows
 from gptoss_onnx.graph_passes.pipeline import lower, recipe
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
@@ -50,9 +51,6 @@ class Options:
     def wants_int8_kv(self) -> bool:
         return any((self.kv or target.kv) == "int8" for target in self.targets)
 
-    def windowed_kv(self, target: Target) -> bool:
-        return target.windowed_kv and not self.full_kv
-
     def kv_dtype(self, target: Target, activations: str) -> str:
         """Element type of the KV cache of one graph."""
         if self.kv is None and target.kv == "int8" and self.kv_max is None:
@@ -67,6 +65,7 @@ class PlannedGraph:
     file: str
     target: Target
     activations: str  # element type
+    kv_windows: tuple[int | None, ...]  # tokens a layer's KV cache keeps; None: all
     model: ir.Model
 
     @property
@@ -131,13 +130,14 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     graphs: list[PlannedGraph] = []
     for target, activations in kinds:
         model = portable.clone()
+        windows = kv_windows(checkpoint.spec.attention, target, full=options.full_kv)
         bind(model, checkpoint)
         steps = recipe(
             checkpoint.spec,
             target,
             options.quantization,
             options.rounding,
-            windowed_kv=options.windowed_kv(target),
+            kv_windows=windows,
             all_logits=options.all_logits,
             kv_max=options.kv_max if options.kv_dtype(target, activations) == "int8" else None,
             activations=activations,
@@ -147,7 +147,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         )
         lower(model, steps, target)
         file = GRAPH if not graphs else _file(target, activations)
-        graphs.append(PlannedGraph(file, target, activations, model))
+        graphs.append(PlannedGraph(file, target, activations, windows, model))
     made = Plan(checkpoint, options, tuple(graphs))
     if options.link:
         origins = (t.origin for t in made.tensors if isinstance(t, StreamedTensor))
@@ -213,6 +213,11 @@ def _check(checkpoint: Checkpoint, options: Options, target: Target) -> None:
         )
     if options.kv == "int8" and not target.int8_kv:
         raise UserError(f"--kv int8: attention on {target.name} has no such KV cache; leave it out")
+    if options.kv == "int8" and not is_fused(checkpoint.spec.attention, target):
+        raise UserError(
+            f"--kv int8: attention with global tokens is of standard operators on {target.name}, "
+            "which have no such KV cache; leave it out"
+        )
 
 
 def summary(made: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from gptoss_onnx.export.config_fields import flag, number, positive
 from gptoss_onnx.export.rope import RopeSpec
 from gptoss_onnx.export.safetensors_folder import show
+from gptoss_onnx.graph_passes.attention_spec import AttentionSpec
 from gptoss_onnx.runtimes.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -20,7 +21,7 @@ MAX_POSITIONS = 1 << 22  # tables of rotary embedding have a row for each
 class GptOssSpec:
     """Every number of a GPT-OSS model that the graph, its passes or its package need."""
 
-    num_layers: int
+    attention: tuple[AttentionSpec, ...]  # of each layer
     hidden_size: int
     intermediate_size: int
     num_experts: int
@@ -30,14 +31,15 @@ class GptOssSpec:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
-    sliding_window: int  # tokens, the current one included
-    num_global_tokens: int  # first tokens of the sequence that a sliding layer always sees
-    layer_types: tuple[str, ...]
     rms_norm_eps: float
     swiglu_limit: float  # gate is clamped to it from above, up on both sides
     swiglu_alpha: float  # gate * sigmoid(alpha gate)
     rope: RopeSpec
     tie_word_embeddings: bool
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.attention)
 
     @property
     def query_size(self) -> int:
@@ -46,9 +48,6 @@ class GptOssSpec:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
-
-    def is_sliding(self, layer: int) -> bool:
-        return self.layer_types[layer] == SLIDING
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GptOssSpec:
@@ -69,7 +68,7 @@ class GptOssSpec:
         hidden = positive(config, "hidden_size", 2880)
         max_position = positive(config, "max_position_embeddings", 131072, most=MAX_POSITIONS)
         spec = cls(
-            num_layers=layers,
+            attention=_attention(config, layers),
             hidden_size=hidden,
             intermediate_size=positive(config, "intermediate_size", 2880),
             num_experts=_named(config, "num_local_experts", 128, "num_experts"),
@@ -79,9 +78,6 @@ class GptOssSpec:
             head_dim=_or_null(config, "head_dim", 64, hidden // heads),
             vocab_size=positive(config, "vocab_size", 201088),
             max_position_embeddings=max_position,
-            sliding_window=positive(config, "sliding_window", 128),
-            num_global_tokens=positive(config, "num_global_tokens", 0, least=0),
-            layer_types=_layer_types(config, layers),
             rms_norm_eps=number(config, "rms_norm_eps", 1e-5),
             swiglu_limit=number(config, "swiglu_limit", 7.0),
             swiglu_alpha=number(config, "swiglu_alpha", 1.702),
@@ -121,14 +117,23 @@ def _named(config: Mapping[str, Any], key: str, absent: int, other: str) -> int:
     return value
 
 
-def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+def _attention(config: Mapping[str, Any], layers: int) -> tuple[AttentionSpec, ...]:
+    """By `layer_types`, in any order; a layer slides and is full by turns where it is absent."""
+    window = positive(config, "sliding_window", 128)
+    sliding = AttentionSpec(window, positive(config, "num_global_tokens", 0, least=0))
+    kinds = {SLIDING: sliding, FULL: AttentionSpec(None)}
     types = config.get("layer_types")
     if types is None:
-        return tuple(SLIDING if layer % 2 == 0 else FULL for layer in range(layers))
-    if (
-        not isinstance(types, list)
-        or len(types) != layers
-        or any(kind not in (SLIDING, FULL) for kind in types)
-    ):
-        raise UserError(f"config.json: layer_types must name {SLIDING} or {FULL} for each layer")
-    return tuple(types)
+        types = [FULL if layer % 2 else SLIDING for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise UserError(
+            f"config.json: layer_types is {show(types)}, expected {SLIDING} or {FULL} for each of "
+            f"num_hidden_layers {layers}"
+        )
+    for layer, kind in enumerate(types):
+        if not isinstance(kind, str) or kind not in kinds:
+            raise UserError(
+                f"config.json: layer_types[{layer}] is {show(kind)}; "
+                f"GPT-OSS has {SLIDING} and {FULL}"
+            )
+    return tuple(kinds[kind] for kind in types)

@@ -10,7 +10,7 @@ many of the new slots are tokens (query_seqlens: right-padded chunks of a batch;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,13 @@ INT32, INT64, FLOAT, BOOL = (
 
 @dataclass(frozen=True)
 class LowerAttention:
-    """`windowed_kv`: a sliding layer's cache holds its window, not the whole sequence.
+    """`kv_windows`: tokens that each layer's KV cache keeps, None for the whole sequence.
 
     `query_seqlens`: the kernel reads that input; without it all rows get the same tokens at once.
     """
 
     quantization: Quantization
-    windowed_kv: bool
+    kv_windows: Sequence[int | None]
     rounding: Rounding = SEARCH
     query_seqlens: bool = True
 
@@ -70,10 +70,10 @@ class LowerAttention:
             bias = lengths.window_bias(window, global_tokens)
         elif window:
             attributes["local_window_size"] = window
-            if self.windowed_kv:
-                attributes["sliding_window_cache"] = 1
-                for value in (past_key, past_value, *node.outputs[1:]):
-                    _rename_slots(value, "window")
+        if self.kv_windows[layer_of(name)] is not None:
+            attributes["sliding_window_cache"] = 1
+            for value in (past_key, past_value, *node.outputs[1:]):
+                _rename_slots(value, "window")
         inputs = [packed, None, None, past_key, past_value, lengths.tokens, lengths.total]
         inputs += [cos, sin, None, bias, sinks]
         if self.query_seqlens:

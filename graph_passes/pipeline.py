@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
+from gptoss_onnx.graph_passes.attention_spec import AttentionSpec, is_fused
 from gptoss_onnx.graph_passes.decompose_attention import DecomposeAttention
 from gptoss_onnx.graph_passes.fit_linears import BIAS, FitLinears
 from gptoss_onnx.graph_passes.fuse_norms import RMS_NORM, SKIP_RMS_NORM
@@ -40,9 +41,7 @@ class Counts(Protocol):
     """What a recipe needs of a spec: how many of everything there must be."""
 
     @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_global_tokens(self) -> int: ...
+    def attention(self) -> Sequence[AttentionSpec]: ...
 
 
 def recipe(
@@ -51,7 +50,7 @@ def recipe(
     quantization: Quantization,
     rounding: Rounding,
     *,
-    windowed_kv: bool,
+    kv_windows: Sequence[int | None],
     all_logits: bool,
     kv_max: Mapping[str, NDArray[np.float32]] | None = None,
     activations: str = "float32",
@@ -60,11 +59,12 @@ def recipe(
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says.
 
-    `kv_max` makes the KV cache int8: what its scales come from (`QuantizeKv`). With activations
-    of 16 bits, `cast_weights` keeps float weights in float32, for graphs that share them.
-    `scale_residual` is for float16, and for graphs that share weights with a graph in it.
+    `kv_windows` are tokens that each layer's KV cache keeps (`attention_spec`). `kv_max` makes the
+    cache int8: what its scales come from (`QuantizeKv`). With activations of 16 bits,
+    `cast_weights` keeps float weights in float32, for graphs that share them. `scale_residual` is
+    for float16, and for graphs that share weights with a graph in it.
     """
-    layers = spec.num_layers
+    layers = len(spec.attention)
     quantization.check_layers(layers)
     steps = [
         Step("fuse RMSNorm", rules(RMS_NORM), 2 * layers + 1),
@@ -73,9 +73,9 @@ def recipe(
     ]
     if scale_residual:
         steps.append(Step("scale residual", ScaleResidual(), 2 * layers + 1))
-    if target.fuses_attention(spec.num_global_tokens):
+    if is_fused(spec.attention, target):
         lengths = target.padded_batches
-        attention = LowerAttention(quantization, windowed_kv, rounding, lengths)
+        attention = LowerAttention(quantization, kv_windows, rounding, lengths)
         steps.append(Step("lower attention", attention, layers))
     else:
         decompose = DecomposeAttention(quantization, rounding)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.attention_spec import kv_windows
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format, Quantization
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.target import Target
@@ -82,16 +83,15 @@ def memory_plan(
         file_format = "ort" if one_file else "onnx"
     kv = kv or target.kv
     row = 2 * spec.kv_size * _ELEMENT[kv]
-    windowed = sum(spec.is_sliding(layer) for layer in range(spec.num_layers))
-    windowed *= target.windowed_kv and not spec.num_global_tokens
+    windows = [kept for kept in kv_windows(spec.attention, target) if kept is not None]
     return MemoryPlan(
         context=min(context, spec.max_position_embeddings),
         kv=kv,
         file_format=file_format,
         weights=weights,
         packed=packed,
-        kv_fixed=windowed * row * (spec.sliding_window + SLACK),
-        kv_per_token=(spec.num_layers - windowed) * row,
+        kv_fixed=row * sum(kept + SLACK for kept in windows),
+        kv_per_token=(spec.num_layers - len(windows)) * row,
         arena=_arena(spec, target, context),
     )
 

@@ -26,6 +26,11 @@ class KvLayer:
     window: int | None
     windowed: bool  # the buffer holds about a window of tokens instead of all of them
 
+    @property
+    def kept(self) -> int | None:
+        """Tokens that the buffer must keep; None for all of the sequence."""
+        return self.window if self.windowed else None
+
 
 @dataclass(frozen=True)
 class KvLayout:
@@ -81,7 +86,9 @@ class Manifest:
         entry, here = _entry(content, graph, path), Runtime.here()
         if old := here.too_old(entry):
             raise UserError(f"{folder}: {old}")
-        return _parsed({**content, **entry})
+        # Of the entry what is a graph's, so that it cannot name other files than those checked.
+        own = schema()["$defs"]["graph"]["properties"]
+        return _parsed({**content, **{name: entry[name] for name in own if name in entry}})
 
 
 @cache

@@ -91,6 +91,8 @@ class Package:
     @_LoadedOnce
     def tokenizer(self) -> Tokenizer:
         try:
+            if not inside(self.folder, self.folder / "tokenizer.json"):
+                raise FileNotFoundError
             return Tokenizer(self.folder)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: the package has no tokenizer.json") from error

@@ -78,7 +78,7 @@ class Session:
         make = partial(make_buffer, dtype=kv.dtype, provider=provider, in_place=kv.in_place)
         buffers = []
         for index, layer in enumerate(kv.layers):
-            window = layer.window if layer.windowed else None
+            window = layer.kept
             rows = int(window * (1 + WINDOW_SLACK)) if window else self._capacity
             shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
             for part in ("key", "value"):

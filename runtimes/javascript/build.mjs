@@ -1,6 +1,6 @@
 /** dist/: an entry for Node, one for pages, one for their workers, and the types. */
 import { execFileSync } from "node:child_process";
-import { readdirSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, readdirSync, rmSync, statSync } from "node:fs";
 
 import { build } from "esbuild";
 
@@ -19,6 +19,7 @@ await build({
   platform: "neutral",
   external: ["./import_url.js", "node:*", "onnxruntime-node", "onnxruntime-web/*", "@huggingface/tokenizers"],
 });
+copyFileSync("../manifest.schema.json", "dist/manifest.schema.json");
 // By itself and not minified: its comments are what bundlers read.
 await build({ entryPoints: ["src/import_url.ts"], ...common });
 const files = readdirSync("dist").filter((name) => name.endsWith(".js"));

@@ -15,6 +15,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
 from gptoss_onnx.export.rope import RopeSpec
 from gptoss_onnx.export.spec import FULL, SLIDING, GptOssSpec
+from gptoss_onnx.graph_passes.attention_spec import AttentionSpec
 from gptoss_onnx.runtimes.errors import UserError
 from tests.conftest import ROOT
 from tests.export import transformers_rope
@@ -199,13 +200,11 @@ def test_defaults_are_transformers(change: dict[str, Any]) -> None:
         theirs.num_key_value_heads,
         theirs.head_dim,
     )
-    assert (spec.experts_per_token, spec.sliding_window) == (
-        theirs.num_experts_per_tok,
-        theirs.sliding_window,
-    )
-    assert spec.layer_types == tuple(theirs.layer_types)
+    assert spec.experts_per_token == theirs.num_experts_per_tok
+    kinds = {SLIDING: AttentionSpec(theirs.sliding_window), FULL: AttentionSpec(None)}
+    assert spec.attention == tuple(kinds[kind] for kind in theirs.layer_types)
     assert (spec.rms_norm_eps, spec.tie_word_embeddings) == (1e-5, theirs.tie_word_embeddings)
-    assert (spec.swiglu_limit, spec.swiglu_alpha, spec.num_global_tokens) == (7.0, 1.702, 0)
+    assert (spec.swiglu_limit, spec.swiglu_alpha) == (7.0, 1.702)
     assert spec.max_position_embeddings == theirs.max_position_embeddings
 
 
@@ -221,6 +220,22 @@ def test_a_name_of_other_tools_is_no_default(
     del config[key]
     with pytest.raises(UserError, match=f"{key} is absent, which means {default}, and {other} is"):
         GptOssSpec.from_config(config)
+
+
+@pytest.mark.parametrize("pattern", ["ss", "ff", "fs", "sf", "sffsssf"])
+@pytest.mark.parametrize("global_tokens", [0, 4])
+def test_layers_slide_in_any_order(
+    config: dict[str, Any], pattern: str, global_tokens: int
+) -> None:
+    kinds = {"s": SLIDING, "f": FULL}
+    config |= {
+        "num_hidden_layers": len(pattern),
+        "layer_types": [kinds[kind] for kind in pattern],
+        "sliding_window": 1024,
+        "num_global_tokens": global_tokens,
+    }
+    specs = {"s": AttentionSpec(1024, global_tokens), "f": AttentionSpec(None)}
+    assert GptOssSpec.from_config(config).attention == tuple(specs[kind] for kind in pattern)
 
 
 def test_both_tables_that_agree_are_one(config: dict[str, Any]) -> None:
@@ -242,10 +257,13 @@ def test_both_tables_that_agree_are_one(config: dict[str, Any]) -> None:
         ({"num_attention_heads": 3}, "num_attention_heads / num_key_value_heads"),
         ({"head_dim": 33}, "head_dim / 2 is not a whole number"),
         ({"num_experts_per_tok": 5}, "5 is more than num_local_experts 4"),
-        ({"layer_types": [FULL]}, "layer_types must name"),
-        ({"layer_types": [FULL, "linear_attention"]}, "layer_types must name"),
-        ({"layer_types": 5}, "layer_types must name"),
-        ({"layer_types": [["x"], "y"]}, "layer_types must name"),
+        ({"layer_types": [FULL]}, "for each of num_hidden_layers 2"),
+        (
+            {"layer_types": [FULL, "linear_attention"]},
+            "layer_types[1] is 'linear_attention'; GPT-OSS has",
+        ),
+        ({"layer_types": 5}, "layer_types is 5, expected"),
+        ({"layer_types": [["x"], "y"]}, "layer_types[0] is ['x']; GPT-OSS has"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', expected a positive number"),
         ({"swiglu_limit": float("nan")}, "swiglu_limit is nan"),
         ({"swiglu_alpha": None}, "swiglu_alpha is None"),

@@ -230,7 +230,7 @@ def test_config_is_the_published(tmp_path: Path) -> None:
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [200002, 199999, 200012]
     spec = open_checkpoint(folder).spec
-    assert (spec.vocab_size, spec.sliding_window, spec.rope.factor) == (201088, 128, 32)
+    assert (spec.vocab_size, spec.attention[0].window, spec.rope.factor) == (201088, 128, 32)
     assert spec.max_position_embeddings == 131072
 
 
@@ -252,7 +252,7 @@ def test_every_size_can_be_chosen(tmp_path: Path) -> None:
     assert (spec.num_layers, spec.num_experts, spec.experts_per_token) == (2, 2, 1)
     assert (spec.hidden_size, spec.intermediate_size, spec.head_dim) == (32, 32, 32)
     assert (spec.num_heads, spec.num_kv_heads) == (2, 1)
-    assert (spec.vocab_size, spec.sliding_window) == (300, 7)
+    assert (spec.vocab_size, spec.attention[0].window) == (300, 7)
 
 
 def write_tokenizer(folder: Path) -> Path:

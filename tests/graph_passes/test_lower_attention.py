@@ -23,19 +23,20 @@ from tests.graph_passes.conftest import (
     ops,
 )
 
+WINDOWS, FULL = (WINDOW, None, WINDOW), (None,) * LAYERS
 LENGTHS = {"Shape": 2, "Slice": 1, "ReduceSum": 2, "Cast": 3, "Squeeze": 1, "Sub": 2}
 
 
 @pytest.mark.parametrize("windowed_kv", [True, False])
 def test_attributes_and_inputs(model: ir.Model, spec: GptOssSpec, windowed_kv: bool) -> None:
-    assert LowerAttention(uniform("test", FP32), windowed_kv)(model) == LAYERS
+    assert LowerAttention(uniform("test", FP32), WINDOWS if windowed_kv else FULL)(model) == LAYERS
     found = ops(model)
     assert "WindowedAttention" not in found
     assert {op: found[op] for op in LENGTHS} == LENGTHS  # once a graph, not once a layer
     for layer, node in enumerate(nodes(model, "GroupQueryAttention")):
         attributes = {name: a.value for name, a in node.attributes.items()}
         expected = {"num_heads": 4, "kv_num_heads": 2, "scale": 32**-0.5, "do_rotary": 1}
-        if spec.is_sliding(layer):
+        if spec.attention[layer].window is not None:
             expected["local_window_size"] = WINDOW
             if windowed_kv:
                 expected["sliding_window_cache"] = 1
@@ -59,7 +60,7 @@ def test_attributes_and_inputs(model: ir.Model, spec: GptOssSpec, windowed_kv: b
 def test_a_window_in_the_cache_shows_in_its_shape(
     model: ir.Model, spec: GptOssSpec, windowed_kv: bool
 ) -> None:
-    LowerAttention(uniform("test", FP32), windowed_kv)(model)
+    LowerAttention(uniform("test", FP32), WINDOWS if windowed_kv else FULL)(model)
     slots = {
         str(v.name): str(v.shape[2])
         for v in (*model.graph.inputs, *model.graph.outputs)[2:]
@@ -67,14 +68,14 @@ def test_a_window_in_the_cache_shows_in_its_shape(
     }
     assert len(slots) == 4 * LAYERS
     for layer in range(LAYERS):
-        window = windowed_kv and spec.is_sliding(layer)
+        window = windowed_kv and spec.attention[layer].window is not None
         for part in ("key", "value"):
             assert slots[f"past_key_values.{layer}.{part}"] == ("window" if window else "past")
             assert slots[f"present.{layer}.{part}"] == ("window" if window else "total")
 
 
 def test_q_k_and_v_are_one_weight(model: ir.Model, checkpoint: Checkpoint) -> None:
-    LowerAttention(uniform("test", FP32), True)(model)
+    LowerAttention(uniform("test", FP32), WINDOWS)(model)
     names = [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
     stored = model.graph.initializers
     for part in ("weight", "bias"):
@@ -85,7 +86,7 @@ def test_q_k_and_v_are_one_weight(model: ir.Model, checkpoint: Checkpoint) -> No
 
 
 def test_numbers(model: ir.Model, oracle: list[NDArray[np.float32]]) -> None:
-    LowerAttention(uniform("test", FP32), False)(model)
+    LowerAttention(uniform("test", FP32), FULL)(model)
     assert difference(computed(model), oracle) <= TOLERANCE
 
 
@@ -95,7 +96,7 @@ def test_canary_a_window_one_short_shows(
     for node in nodes(model, "WindowedAttention"):
         if node.attributes.get_int("window"):
             node.attributes["window"] = ir.AttrInt64("window", WINDOW - 1)
-    LowerAttention(uniform("test", FP32), False)(model)
+    LowerAttention(uniform("test", FP32), FULL)(model)
     assert difference(computed(model), oracle) > 20 * TOLERANCE
 
 
@@ -103,17 +104,17 @@ def test_global_tokens_become_one_bias(model: ir.Model, spec: GptOssSpec) -> Non
     for node in nodes(model, "WindowedAttention"):
         node.attributes["num_global_tokens"] = ir.AttrInt64("num_global_tokens", 4)
     oracle = computed(model.clone())
-    LowerAttention(uniform("test", FP32), True)(model)
+    LowerAttention(uniform("test", FP32), FULL)(model)
     assert ops(model)["Where"] == 1
     for layer, node in enumerate(nodes(model, "GroupQueryAttention")):
         assert "local_window_size" not in node.attributes
         assert "sliding_window_cache" not in node.attributes
-        assert (node.inputs[10] is not None) == spec.is_sliding(layer)
+        assert (node.inputs[10] is not None) == (spec.attention[layer].window is not None)
     assert difference(computed(model), oracle) <= TOLERANCE
 
 
 def test_a_quantized_projection_keeps_its_bias(model: ir.Model) -> None:
-    LowerAttention(uniform("test", dataclasses.replace(INT8, block=64)), True)(model)
+    LowerAttention(uniform("test", dataclasses.replace(INT8, block=64)), WINDOWS)(model)
     packed = nodes(model, "MatMulNBits")
     assert len(packed) == LAYERS
     for node in packed:
@@ -123,7 +124,7 @@ def test_a_quantized_projection_keeps_its_bias(model: ir.Model) -> None:
 
 
 def test_a_graph_without_attention_is_left(model: ir.Model) -> None:
-    LowerAttention(uniform("test", FP32), True)(model)
+    LowerAttention(uniform("test", FP32), WINDOWS)(model)
     before = ops(model)
-    assert LowerAttention(uniform("test", FP32), True)(model) == 0
+    assert LowerAttention(uniform("test", FP32), WINDOWS)(model) == 0
     assert ops(model) == before

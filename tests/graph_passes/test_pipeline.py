@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.attention_spec import kv_windows
 from gptoss_onnx.graph_passes.pipeline import lower, recipe
 from gptoss_onnx.graph_passes.quantization import PRESETS, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH
@@ -46,7 +47,6 @@ def steps(
     preset: str = "fp32",
     *,
     target: Target = CPU,
-    windowed_kv: bool = True,
     all_logits: bool = True,
 ) -> list[Step]:
     return recipe(
@@ -54,7 +54,7 @@ def steps(
         target,
         Quantization.parse(preset),
         SEARCH,
-        windowed_kv=windowed_kv,
+        kv_windows=kv_windows(spec.attention, target),
         all_logits=all_logits,
     )
 
@@ -151,7 +151,7 @@ def test_a_target_of_1_30_gets_nothing_newer(
 
 
 def test_experts_stay_fused_where_that_is_fast(model: ir.Model, spec: GptOssSpec) -> None:
-    lower(model, steps(spec, "int4", target=WEB, windowed_kv=False), WEB)
+    lower(model, steps(spec, "int4", target=WEB), WEB)
     found = nodes(model, "QMoE")
     assert len(found) == LAYERS
     assert all("accuracy_level" not in node.attributes for node in found)
@@ -160,6 +160,6 @@ def test_experts_stay_fused_where_that_is_fast(model: ir.Model, spec: GptOssSpec
 
 def test_counts_of_routed_layers_are_the_formats(spec: GptOssSpec) -> None:
     quantization = Quantization.parse("int4", ["layers.1.experts=fp32"])
-    made = recipe(spec, NODE, quantization, SEARCH, windowed_kv=True, all_logits=False)
+    made = recipe(spec, NODE, quantization, SEARCH, kv_windows=(None,) * LAYERS, all_logits=False)
     wanted = [(s.name, s.expected) for s in made if "experts" in s.name or "MoE" in s.name]
     assert wanted == [("route experts", 2), ("lower MoE", 1)]

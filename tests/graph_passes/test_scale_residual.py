@@ -34,7 +34,7 @@ def lowered(checkpoint: Checkpoint, traced: ir.Model) -> Lower:
             CPU,
             Quantization.parse(preset),
             rounding,
-            windowed_kv=False,
+            kv_windows=(None,) * LAYERS,
             all_logits=True,
             scale_residual=scaled,
         )

@@ -60,7 +60,7 @@ def test_kv_is_counted_by_layer_and_element() -> None:
     plan = memory_plan(SPEC, INT4, ANDROID, context=1000)
     row = 2 * SPEC.num_kv_heads * SPEC.head_dim
     assert plan.kv == "int8" and plan.kv_per_token == 3 * row  # the full layers
-    assert plan.kv_fixed == 3 * row * (SPEC.sliding_window + CHUNK - 1)
+    assert plan.kv_fixed == 3 * row * (SPEC.attention[0].window + CHUNK - 1)
     floats = memory_plan(SPEC, INT4, ANDROID, context=1000, kv="float")
     assert floats.kv_bytes == 4 * plan.kv_bytes
     older = memory_plan(SPEC, INT4, get_target("android", "1.27"), context=1000)

@@ -75,7 +75,7 @@ class Subject:
         if self.transformers == 4:
             masks = [_masks(self.spec, len(row)) for row in self.tokens]
             return transformers_logits.logits(self.folder, self.tokens, masks)
-        assert not self.spec.num_global_tokens
+        assert not _global_tokens(self.spec)
         out = self.folder / f"transformers-{self.transformers}.npz"
         rows = json.dumps([row.tolist() for row in self.tokens])
         script = Path(transformers_logits.__file__)
@@ -106,9 +106,8 @@ class Subject:
     @property
     def package_windows(self) -> list[int | None]:
         """Rows of each layer's KV cache in a package, None where it grows."""
-        spec = self.spec
-        kept = None if spec.num_global_tokens else spec.sliding_window
-        return [kept if spec.is_sliding(layer) else None for layer in range(spec.num_layers)]
+        layers = self.spec.attention
+        return [None if layer.global_tokens else layer.window for layer in layers]
 
     @property
     def tolerance(self) -> float:
@@ -177,13 +176,18 @@ def altered(subject: Subject, graph: Path, change: Any) -> Path:
     return graph
 
 
+def _global_tokens(spec: GptOssSpec) -> int:
+    return max(layer.global_tokens for layer in spec.attention)
+
+
 def _masks(spec: GptOssSpec, length: int) -> dict[str, torch.Tensor] | None:
     """Masks of a config with global tokens, which transformers does not know; else its own."""
-    if not spec.num_global_tokens:
+    if not _global_tokens(spec):
         return None
     query, key = torch.arange(length)[:, None], torch.arange(length)
     causal = key <= query
-    near = (query - key < spec.sliding_window) | (key < spec.num_global_tokens)
+    sliding = next(layer for layer in spec.attention if layer.window)
+    near = (query - key < sliding.window) | (key < sliding.global_tokens)
     seen = {FULL: causal, SLIDING: causal & near}
     lowest = torch.finfo(torch.float32).min
     return {kind: torch.where(m, 0.0, lowest)[None, None] for kind, m in seen.items()}

@@ -17,7 +17,7 @@ import tokenizers
 import transformers
 
 from gptoss_onnx.runtimes.harmony import CHANNELS, Harmony, Message, SystemPrompt, Tool
-from gptoss_onnx.runtimes.harmony_tools import BROWSER_TOOL, PYTHON_TOOL
+from gptoss_onnx.runtimes.harmony_tools import BROWSER_TOOL, PYTHON_TOOL, ToolNamespace
 from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET, Tokenizer
 from tests.runtimes.conftest import O200K
 
@@ -75,7 +75,7 @@ def expected(
     messages: Sequence[Message],
     system: SystemPrompt = SYSTEM,
     instructions: str | None = None,
-    tools: Sequence[Tool] = (),
+    tools: Sequence[Tool | ToolNamespace] = (),
     auto_drop_analysis: bool = True,
 ) -> list[int]:
     builtin = {"browser": BROWSER, "python": PYTHON}
@@ -94,13 +94,16 @@ def expected(
         if instructions is not None:
             developer = developer.with_instructions(instructions)
         if tools:
-            described = [
-                reference.ToolDescription.new(
-                    t.name, t.description, None if t.parameters is None else dict(t.parameters)
+            own = [_described(tool) for tool in tools if isinstance(tool, Tool)]
+            developer = developer.with_function_tools(own) if own else developer
+            for space in (tool for tool in tools if isinstance(tool, ToolNamespace)):
+                developer = developer.with_tools(
+                    reference.ToolNamespaceConfig(
+                        name=space.name,
+                        description=space.description,
+                        tools=list(map(_described, space.tools)),
+                    )
                 )
-                for t in tools
-            ]
-            developer = developer.with_function_tools(described)
         rows.append(reference.Message.from_role_and_content(reference.Role.DEVELOPER, developer))
     for message in messages:
         if message.role in ("user", "assistant", "system", "developer"):
@@ -114,6 +117,14 @@ def expected(
     conversation = reference.Conversation.from_messages(rows)
     config = reference.RenderConversationConfig(auto_drop_analysis=auto_drop_analysis)
     return oracle.render_conversation_for_completion(conversation, reference.Role.ASSISTANT, config)
+
+
+def _described(tool: Tool) -> reference.ToolDescription:
+    schema = tool.parameters
+    assert not isinstance(schema, str)
+    return reference.ToolDescription.new(
+        tool.name, tool.description or "", None if schema is None else dict(schema)
+    )
 
 
 def user(text: str) -> Message:
@@ -243,6 +254,14 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "tools": [WEATHER],
     },
     "to all": {"messages": [Message("user", "hi", recipient="all")]},
+    "a namespace without functions": {
+        "messages": [user("hi")],
+        "tools": [ToolNamespace("place", "Where", [WEATHER])],
+    },
+    "a namespace and functions": {
+        "messages": [user("hi")],
+        "tools": [ToolNamespace("place", "Where", [WEATHER]), WEATHER],
+    },
     "no date": {"messages": [user("hi")], "system": SystemPrompt(date=None)},
     "no knowledge cutoff": {
         "messages": [user("hi")],

@@ -145,3 +145,12 @@ def test_a_field_with_an_odd_name_is_one_line() -> None:
     session = {**VECTORS["single"]["session"], "a\nb\u2028c\x1b[2J": 1}
     said = refusal({**VECTORS["single"], "session": session})
     assert said is not None and len(said.splitlines()) == 1 and "\x1b" not in said
+
+
+def test_a_graphs_entry_names_no_other_files_than_those_checked(tmp_path: Path) -> None:
+    content = copy.deepcopy(VECTORS["several"])
+    content["graphs"][2] |= {"files": {"../evil": {"size": 1, "sha256": ""}}, "name": 7}
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    loaded = Manifest.load(tmp_path, "model.node.onnx")
+    assert set(loaded.files) == set(content["files"])
+    assert loaded.name == content["name"]

@@ -14,6 +14,7 @@ from gptoss_onnx.runtimes.system_prompt import SystemPrompt
 
 Given = dict[str, Any]
 EMPTY = '{"type": "object", "properties": {}}'
+ODD = '{"type": "object", "properties": {"a": {"oneOf": 5, "description": "x", "default": 1}}}'
 NUMBERED = '{"type": "object", "properties": {"b": {}, "10": {}, "2": {}, "1": {"type": "string"}}}'
 LINES = "one\ntwo\r\nthree\rfour\vfive\fsix\x1cseven\x85eight\u2028nine\u2029\n\nten\r"
 FUNCTION = {"name": "weather", "description": "The weather.", "parameters": EMPTY}
@@ -33,6 +34,7 @@ TOOLS: dict[str, list[Given]] = {
         for name in ("files.read", "a-b", "a/b:c@d", "天气", "3", "__proto__", "$x", "\"q'", "|")
     ],
     "integers as names of properties": [{"name": "f", "parameters": NUMBERED}],
+    "a oneOf that is no list": [{"name": "f", "parameters": ODD}],
     "no arguments": [{"name": "f", "parameters": "null"}, {"name": "g", "parameters": None}],
     "boolean schemas": [{"name": "f", "parameters": "true"}, {"name": "g", "parameters": False}],
     "values": [
@@ -70,6 +72,7 @@ REFUSED: dict[str, list[Any]] = {
     "a namespace without a name": [{"name": "", "tools": [FUNCTION]}],
     "a namespace of two words": [{"name": "a b", "tools": []}],
     "a description of a number": [{"name": "f", "description": 5}],
+    "a description of false": [{"name": "f", "description": False}],
     "a list as description": [{"name": "f", "description": ["x"]}],
     "a namespace described by a number": [{"name": "n", "description": 5, "tools": []}],
     "no JSON": [{"name": "f", _SCHEMA: '{"type": }'}],

@@ -164,7 +164,7 @@ def computed(folder: Path, graph: str) -> np.ndarray:
 
 def opened(folder: Path, graph: str, model: ir.Model) -> GraphRunner:
     layers = Manifest.load(folder, graph).kv.layers
-    windows = [layer.window if layer.windowed else None for layer in layers]
+    windows = [layer.kept for layer in layers]
     for node in model.graph.all_nodes():
         node.attributes.pop("accuracy_level", None)
     return GraphRunner(open_model(for_cpu(model), folder, threads=1), windows)

@@ -23,7 +23,7 @@ from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 from gptoss_onnx.runtimes.harmony_tools import (
     BROWSER_TOOL,
     PYTHON_TOOL,
-    Tool,
+    ToolNamespace,
     in_namespaces,
     render_tools,
 )
@@ -152,8 +152,10 @@ def harmony() -> Json:
     return {"tokenizer": "demo/tokenizer.json", "render": cases}
 
 
-def _in_text(tool: Tool) -> Tool:
+def _in_text(tool: Any) -> Any:
     """With its schema as text: many languages cannot tell 1.0 from 1, some sort keys."""
+    if isinstance(tool, ToolNamespace):
+        return replace(tool, tools=list(map(_in_text, tool.tools)))
     schema = tool.parameters
     return replace(tool, parameters=None if schema is None else json.dumps(schema))
 

@@ -66,17 +66,19 @@ export class Downloader {
     return text;
   }
 
-  /** Keep `text`, a manifest that was found good, and forget files that only its predecessor had. */
-  async keepManifest(text: string, manifest: Manifest): Promise<void> {
-    if (!this.#cache) return;
-    const url = new URL("manifest.json", this.#base);
-    const before = await this.#cache.match(url);
-    const old: Partial<Manifest> = before ? await before.json() : {};
-    const wanted = new Set(Object.values(manifest.files).map((entry) => entry.sha256));
-    for (const { sha256 } of Object.values(old.files ?? {})) {
-      if (!wanted.has(sha256)) await this.#cache.delete(keyOf(sha256));
-    }
+  /** Keep `text`, a manifest that was found good, and forget files that no kept one refers to. */
+  async keepManifest(text: string): Promise<void> {
+    const [cache, url] = [this.#cache, new URL("manifest.json", this.#base)];
+    if (!cache) return;
+    const before = await hashesOf(await cache.match(url));
     await this.#put(url.href, text);
+    // Packages share files: what another one refers to stays.
+    const wanted = new Set<string>();
+    for (const request of await cache.keys()) {
+      if (!request.url.endsWith("/manifest.json")) continue;
+      for (const hash of await hashesOf(await cache.match(request))) wanted.add(hash);
+    }
+    for (const hash of before) if (!wanted.has(hash)) await cache.delete(keyOf(hash));
   }
 
   /** The bytes of one file, from the cache or the server. */
@@ -162,6 +164,13 @@ export class Downloader {
 
 /** No answer, or half of one: what was kept may serve instead. */
 class Unreachable extends UserError {}
+
+/** The SHA-256 of every file that a kept manifest names. */
+async function hashesOf(kept: Response | undefined): Promise<string[]> {
+  if (!kept) return [];
+  const { files } = (await kept.json()) as Manifest;
+  return Object.values(files).map((entry) => entry.sha256);
+}
 
 function keyOf(sha256: string): string {
   return `https://gptoss-onnx.invalid/sha256/${sha256}`;

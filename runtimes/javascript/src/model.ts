@@ -3,9 +3,11 @@ import type { Backend } from "./backend.js";
 import { type ChatOptions, Conversation, Reply, events } from "./chat.js";
 import { UserError } from "./errors.js";
 import { type GenerateOptions, Generation } from "./generation.js";
+import { GENERATION_CONFIG, samplingFromConfig, stopIdsFromConfig } from "./generation_config.js";
 import { Harmony, type Message } from "./harmony.js";
+import { parseObject } from "./json_object.js";
 import type { Manifest } from "./manifest.js";
-import { type Sampling, samplingFromConfig } from "./sampling.js";
+import type { Sampling } from "./sampling.js";
 import { Session } from "./session.js";
 import type { Tokenizer } from "./tokenizer.js";
 
@@ -44,10 +46,9 @@ export interface BackendInfo {
 export class Model {
   readonly manifest: Manifest;
   readonly tokenizer: Tokenizer;
-  /** The sampling that generation_config.json asks for. */
-  readonly sampling: Sampling;
   /** `eos_token_id` of generation_config.json, or of config.json; harmony's without either. */
   readonly stopIds: ReadonlySet<number>;
+  readonly #generationConfig: Record<string, unknown>;
   readonly #backend: Backend;
   #harmony?: Harmony;
   #session?: Session;
@@ -60,11 +61,12 @@ export class Model {
     backend: Backend,
   ) {
     [this.manifest, this.tokenizer] = [manifest, tokenizer];
-    const generation = JSON.parse(texts.generationConfig ?? "{}");
-    const config = JSON.parse(texts.config ?? "{}");
-    this.sampling = samplingFromConfig(generation);
-    const eos = generation.eos_token_id ?? config.eos_token_id;
-    this.stopIds = eos === undefined ? this.harmony.stopIds : new Set([eos].flat());
+    this.#generationConfig = parseObject(texts.generationConfig ?? "{}", GENERATION_CONFIG);
+    const config = parseObject(texts.config ?? "{}", "config.json");
+    this.stopIds =
+      stopIdsFromConfig(this.#generationConfig, GENERATION_CONFIG) ??
+      stopIdsFromConfig(config, "config.json") ??
+      this.harmony.stopIds;
     this.#backend = backend;
   }
 
@@ -73,6 +75,11 @@ export class Model {
     const { name, reason, chunk, chunkReason } = this.#backend;
     const { graph, graphReason, activations = "float32" } = this.manifest;
     return { name, reason, graph, activations, graphReason, chunk, chunkReason };
+  }
+
+  /** The sampling that generation_config.json asks for; UserError where it cannot be followed. */
+  get sampling(): Sampling {
+    return samplingFromConfig(this.#generationConfig);
   }
 
   /** UserError when the package's tokenizer lacks harmony's tokens. */

@@ -1,8 +1,8 @@
 /** `GptOss` in Node: a package's folder, onnxruntime-node. */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { readFile, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { readFile, realpath, stat } from "node:fs/promises";
+import { join, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import * as tokenizers from "@huggingface/tokenizers";
@@ -10,7 +10,7 @@ import type { InferenceSession } from "onnxruntime-common";
 
 import { type Backend, type Graph, HostKv } from "./backend.js";
 import { UserError, firstLine } from "./errors.js";
-import { type Manifest, parseManifest } from "./manifest.js";
+import { type Manifest, parseManifest, readFiles } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
 import { type Ort, openGraph } from "./node_graph.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -20,7 +20,7 @@ export * from "./public.js";
 export interface LoadOptions {
   /** Compute threads; the manifest's number or one a core when left out. */
   threads?: number;
-  /** Read every file and compare its SHA-256; without it only sizes are checked. */
+  /** Read every file that is needed and compare its SHA-256; without it only sizes are checked. */
   verify?: boolean;
   onProgress?: (progress: Progress) => void;
   /** Rejects with the signal's reason. */
@@ -46,15 +46,17 @@ export class GptOss extends Model {
       target: "node",
       providers: ["CPUExecutionProvider"],
       features: new Set(),
+      kv: ["float32", "float16"],
+      appends: false,
     });
     await checkSizes(root, manifest);
     if (verify) await checkHashes(root, manifest, onProgress, signal);
     signal?.throwIfAborted();
-    const vocabulary = await readOptional(join(root, "tokenizer.json"));
+    const vocabulary = await readText(root, "tokenizer.json");
     if (vocabulary === undefined) throw new UserError(`${root}: the package has no tokenizer.json`);
     const tokenizer = new Tokenizer(vocabulary, tokenizers);
-    const config = await readOptional(join(root, "config.json"));
-    const generationConfig = await readOptional(join(root, "generation_config.json"));
+    const config = await readText(root, "config.json");
+    const generationConfig = await readText(root, "generation_config.json");
     onProgress?.({ stage: "prepare", loaded: 0, total: 0 });
     const graph = await load(ort, root, manifest, threads);
     const backend: Backend = {
@@ -101,16 +103,35 @@ async function readOptional(path: string): Promise<string | undefined> {
   }
 }
 
+/** A file of the package; undefined where there is none, or a link out of it. */
+async function readText(root: string, name: string): Promise<string | undefined> {
+  const path = join(root, name);
+  const found = await stat(path).catch(() => undefined);
+  return found?.isFile() && (await isInside(root, path)) ? readOptional(path) : undefined;
+}
+
 async function checkSizes(root: string, manifest: Manifest): Promise<void> {
-  for (const [name, entry] of Object.entries(manifest.files)) {
-    const found = await stat(join(root, name)).catch(() => undefined);
+  for (const name of readFiles(manifest)) {
+    const [path, { size }] = [join(root, name), manifest.files[name]];
+    const found = await stat(path).catch(() => undefined);
     const problem = !found?.isFile()
       ? "missing"
-      : found.size !== entry.size && `${found.size} bytes instead of ${entry.size}`;
+      : !(await isInside(root, path))
+        ? "a link out of the package"
+        : found.size !== size && `${found.size} bytes instead of ${size}`;
     if (problem) {
       throw new UserError(`${root}: ${name}: ${problem}; export or copy the package again`);
     }
   }
+}
+
+/** Whether a file, links followed, lies in `root`, or where a hub's cache keeps its files. */
+async function isInside(root: string, file: string): Promise<boolean> {
+  const [home, real] = await Promise.all([realpath(root), realpath(file)]);
+  // huggingface_hub: snapshots/REVISION/NAME is a link to blobs/HASH of the same repository.
+  const [repository, cached] = home.split(`${sep}snapshots${sep}`);
+  const blobs = cached === undefined ? [] : [join(repository, "blobs")];
+  return [home, ...blobs].some((folder) => real.startsWith(folder + sep));
 }
 
 async function checkHashes(
@@ -119,9 +140,11 @@ async function checkHashes(
   onProgress?: (progress: Progress) => void,
   signal?: AbortSignal,
 ): Promise<void> {
-  const total = Object.values(manifest.files).reduce((sum, entry) => sum + entry.size, 0);
+  const names = readFiles(manifest);
+  const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   let loaded = 0;
-  for (const [file, entry] of Object.entries(manifest.files)) {
+  for (const file of names) {
+    const entry = manifest.files[file];
     const hash = createHash("sha256");
     for await (const block of createReadStream(join(root, file), { highWaterMark: 1 << 20 })) {
       signal?.throwIfAborted();
@@ -144,11 +167,11 @@ async function load(
   manifest: Manifest,
   threads?: number,
 ): Promise<Graph> {
-  const { intra_op_num_threads: wanted, config } = manifest.session ?? {};
+  const { intra_op_num_threads: wanted, config = {} } = manifest.session;
   const options: InferenceSession.SessionOptions = {
     executionProviders: ["cpu"],
     intraOpNumThreads: threads ?? wanted ?? undefined,
-    extra: Object.fromEntries(Object.entries(config ?? {}).map(([k, v]) => [k, String(v)])),
+    extra: config,
     logSeverityLevel: 3,
   };
   if (options.intraOpNumThreads === undefined) delete options.intraOpNumThreads;

@@ -21,7 +21,7 @@ export class PackageFiles {
   }
 
   has(name: string): boolean {
-    return name in this.#entries;
+    return Object.hasOwn(this.#entries, name);
   }
 
   async text(name: string): Promise<string> {
@@ -45,7 +45,7 @@ export class PackageFiles {
     const known = this.#fetched.get(name);
     if (known) return known;
     const entry = this.#entries[name];
-    if (!entry) {
+    if (!this.has(name)) {
       throw new UserError(`${this.#base}: the manifest names no ${name}; export it again`);
     }
     this.total += entry.size;

@@ -1,4 +1,5 @@
 /** Choosing the next token from logits: filters in Hugging Face's order, a portable generator. */
+import { type Check, object, value, whole } from "./checks.js";
 import { UserError } from "./errors.js";
 
 /**
@@ -18,42 +19,36 @@ export interface Sampling {
   seed?: number | bigint;
 }
 
-type Settled = Required<Omit<Sampling, "seed">> & { seed?: bigint };
-
-/** The sampling that a generation_config.json asks for: greedy unless it says `do_sample`. */
-export function samplingFromConfig(config: Record<string, unknown>): Sampling {
-  // A filter that the file does not name is off: its author sampled without it.
-  const number = (name: string) => (config[name] ?? undefined) as number | undefined;
-  return {
-    temperature: number("temperature"),
-    topK: number("top_k"),
-    topP: number("top_p"),
-    minP: number("min_p"),
-    repetitionPenalty: number("repetition_penalty"),
-    doSample: Boolean(config.do_sample),
-  };
+function number(wanted: string, right: (value: number) => boolean): Check {
+  return value(`a number${wanted}`, (value) => Number.isFinite(value) && right(value));
 }
+
+/** What each setting may be; generation_config.json has the same under names of its own. */
+export const SETTINGS = {
+  temperature: number(", 0 or more", (value) => value >= 0),
+  topP: number(" above 0 and at most 1", (value) => value > 0 && value <= 1),
+  minP: number(" from 0 to 1", (value) => value >= 0 && value <= 1),
+  repetitionPenalty: number(" above 0", (value) => value > 0),
+  topK: whole(),
+};
+const checkSettings = object(SETTINGS);
+
+type Settled = Required<Omit<Sampling, "seed">> & { seed?: bigint };
 
 /** With its defaults; UserError for a value that is out of range. */
 function settle(given: Sampling): Settled {
   const { temperature = 1, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1 } = given;
   const { doSample = true } = given;
-  const require = (name: string, value: unknown, right: boolean, wanted: string) => {
-    if (!right) throw new UserError(`${name} is ${value}: it must be ${wanted}`);
-  };
-  require("temperature", temperature, temperature >= 0 && temperature < Infinity, "0 or more");
-  require("topK", topK, Number.isSafeInteger(topK) && topK >= 0, "a whole number, 0 or more");
-  require("topP", topP, topP > 0 && topP <= 1, "above 0 and at most 1");
-  require("minP", minP, minP >= 0 && minP <= 1, "from 0 to 1");
-  const penaltyIsRight = repetitionPenalty > 0 && repetitionPenalty < Infinity;
-  require("repetitionPenalty", repetitionPenalty, penaltyIsRight, "above 0");
-  let seed: bigint | undefined;
-  if (given.seed !== undefined) {
-    const whole = typeof given.seed === "bigint" || Number.isSafeInteger(given.seed);
-    seed = whole ? BigInt(given.seed) : -1n;
-    require("seed", given.seed, seed >= 0n && seed < 1n << 64n, "a whole number from 0 to 2^64 - 1");
-  }
+  const seed = given.seed === undefined ? undefined : toSeed(given.seed);
+  const found = checkSettings({ temperature, topK, topP, minP, repetitionPenalty }, "");
+  if (found) throw new UserError(found);
   return { temperature, topK, topP, minP, repetitionPenalty, doSample, seed };
+}
+
+function toSeed(given: number | bigint): bigint {
+  const seed = typeof given === "bigint" || Number.isSafeInteger(given) ? BigInt(given) : -1n;
+  if (seed >= 0n && seed < 1n << 64n) return seed;
+  throw new UserError(`seed is ${given}: it must be a whole number from 0 to 2^64 - 1`);
 }
 
 /** Steele, Lea and Flood's SplitMix64, in pairs of 32-bit words: BigInt would be far slower. */

@@ -2,7 +2,8 @@
 import { Downloader } from "./download.js";
 import { UserError, firstLine } from "./errors.js";
 import type { Experts } from "./gpu_chunk.js";
-import { type Manifest, contains, parseManifest } from "./manifest.js";
+import { parseObject } from "./json_object.js";
+import { type Manifest, TEXTS, contains, parseManifest } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
 import { PackageFiles } from "./package_files.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -29,8 +30,6 @@ export interface LoadOptions extends RuntimeOptions {
   /** Rejects with the signal's reason. */
   signal?: AbortSignal;
 }
-
-const TEXTS = ["tokenizer.json", "config.json", "generation_config.json"];
 
 /** A way to run the package, tried in order. */
 interface Attempt {
@@ -66,6 +65,8 @@ export class GptOss extends Model {
         // Graphs for WebGPU are those for WebAssembly too.
         providers: ["WebGpuExecutionProvider", "CPUExecutionProvider"],
         features,
+        kv: ["float32", "float16"],
+        appends: false,
       });
     const attempts = planAttempts(device, choose, options.backend);
     const [{ manifest }] = attempts;
@@ -74,7 +75,7 @@ export class GptOss extends Model {
     const tokenizer = new Tokenizer(await files.text("tokenizer.json"), library);
     const config = await files.optionalText("config.json");
     const generationConfig = await files.optionalText("generation_config.json");
-    await downloader.keepManifest(text, manifest);
+    await downloader.keepManifest(text);
 
     let reason = device.whyNot;
     for (const { provider, manifest } of attempts) {
@@ -131,7 +132,8 @@ function expertsInQMoE(
   config?: string,
 ): Experts | undefined {
   if (!contains(graph, new TextEncoder().encode("QMoE"))) return undefined;
-  const { num_local_experts, hidden_size } = JSON.parse(config ?? "{}");
-  const count = manifest.weights?.num_experts ?? num_local_experts ?? 128;
-  return { count, hiddenSize: hidden_size ?? 64 };
+  const { num_local_experts, hidden_size } = parseObject(config ?? "{}", "config.json");
+  const whole = (value: unknown) => (Number.isSafeInteger(value) ? (value as number) : undefined);
+  const count = manifest.weights?.num_experts ?? whole(num_local_experts) ?? 128;
+  return { count, hiddenSize: whole(hidden_size) ?? 64 };
 }

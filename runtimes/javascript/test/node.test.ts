@@ -1,11 +1,21 @@
 /** The demo in Node: Python's greedy answers, conversations, aborts, and what cannot be loaded. */
-import { cpSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { HostKv } from "../src/backend.js";
+import { readFiles } from "../src/manifest.js";
 import {
   type ChatEvent,
   GptOss,
@@ -311,10 +321,10 @@ test("progress is told while a package is checked and loaded", async () => {
   const seen: Progress[] = [];
   const other = await GptOss.load(NODE_PACKAGE, { verify: true, onProgress: (p) => seen.push(p) });
   await other.dispose();
-  const files = Object.entries(other.manifest.files);
-  const total = files.reduce((sum, [, entry]) => sum + entry.size, 0);
+  const files = readFiles(other.manifest); // what is not read may be changed or gone
+  const total = files.reduce((sum, name) => sum + other.manifest.files[name].size, 0);
   const verified = seen.filter((progress) => progress.stage === "verify");
-  expect(new Set(verified.map((progress) => progress.file))).toEqual(new Set(files.map(([f]) => f)));
+  expect(new Set(verified.map((progress) => progress.file))).toEqual(new Set(files));
   expect(verified.at(-1)).toMatchObject({ loaded: total, total });
   expect(seen.at(-1)?.stage).toBe("prepare");
 });
@@ -437,11 +447,25 @@ describe("what cannot be used says why in one line", () => {
       () => manifest((m) => (m.min_runtime = "1.99")),
       /needs onnxruntime 1\.99 or newer, this is onnxruntime-node 1\.\d+\.\d+: update it/,
     ],
-    ["a manifest without kv", () => manifest((m) => delete m.kv), /not a valid manifest \(no kv/],
+    ["a manifest without kv", () => manifest((m) => delete m.kv), /manifest\.json: kv is missing/],
     [
       "a path out of the package",
       () => manifest((m) => (m.graph = "../model.onnx")),
-      /lies outside the package/,
+      /manifest\.json: graph is "\.\.\/model\.onnx": it must be/,
+    ],
+    [
+      "a setting that writes a file",
+      () => manifest((m) => (m.session.optimized_model_filepath = "/tmp/x.onnx")),
+      /manifest\.json: session\.optimized_model_filepath is not known/,
+    ],
+    [
+      "a link out of the package",
+      () =>
+        changed((c) => {
+          renameSync(join(c, "tokenizer.json"), join(folder, "outside.json"));
+          symlinkSync(join(folder, "outside.json"), join(c, "tokenizer.json"));
+        }),
+      /tokenizer\.json: a link out of the package/,
     ],
     ["no threads", () => NODE_PACKAGE, /threads is 0: it must be at least 1/, { threads: 0 }],
     ["a URL", () => "https://example.org/x", /in Node a package is a folder/],
@@ -470,4 +494,32 @@ describe("what cannot be used says why in one line", () => {
     await other.dispose();
     await expect(other.chat(QUESTION).text()).rejects.toThrow("load it again");
   });
+});
+
+test("what nothing reads may be changed or gone", async () => {
+  const copy = mkdtempSync(join(tmpdir(), "gptoss-"));
+  cpSync(NODE_PACKAGE, copy, { recursive: true });
+  writeFileSync(join(copy, "README.md"), "another text");
+  rmSync(join(copy, "report.html"));
+  const other = await GptOss.load(copy, { verify: true });
+  await other.dispose();
+  rmSync(copy, { recursive: true });
+});
+
+test("what a caller gives wins over faults of generation_config.json", async () => {
+  const copy = mkdtempSync(join(tmpdir(), "gptoss-"));
+  cpSync(NODE_PACKAGE, copy, { recursive: true });
+  const [text, path] = ['{"temperature":"0.7"}', join(copy, "manifest.json")];
+  writeFileSync(join(copy, "generation_config.json"), text);
+  const content = JSON.parse(readFileSync(path, "utf8"));
+  content.files["generation_config.json"].size = text.length;
+  writeFileSync(path, JSON.stringify(content));
+  const other = await GptOss.load(copy);
+  const sampling = { temperature: 0 };
+  expect(await collect(other.generate([1, 2], { sampling, maxNewTokens: 1 }))).toHaveLength(1);
+  expect(() => other.generate([1, 2])).toThrow(
+    'generation_config.json: temperature is "0.7": it must be a number, 0 or more',
+  );
+  await other.dispose();
+  rmSync(copy, { recursive: true });
 });

@@ -17,7 +17,7 @@ import {
 } from "../src/node.js";
 import { kindOf } from "../src/parser.js";
 import { toolCall } from "../src/reply.js";
-import { samplingFromConfig } from "../src/sampling.js";
+import { samplingFromConfig } from "../src/generation_config.js";
 import {
   ROOT,
   type RenderCase,
