@@ -25,6 +25,7 @@ from gptoss_onnx.evaluation.probe import Chunk, Probe
 from gptoss_onnx.evaluation.texts import Passage
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.exporter import export_portable
+from gptoss_onnx.export.staging import available, needed
 from gptoss_onnx.runtimes.errors import UserError
 
 FORMAT = "1"  # change it with what is stored or how it is computed
@@ -114,7 +115,7 @@ def _check_free(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{folder}: the reference's logits take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB "
+            f"{folder}: the reference's logits take {needed(size)} and {available(free)} "
             "are free; evaluate on less text or set GPTOSS_CACHE to another disk"
         )
 

@@ -13,6 +13,8 @@ from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony, Message, SystemPrompt
 
+_INSTRUCTING = ("system", "developer")
+_REASONING = ("analysis", "thinking", "reasoning_content")  # ours, the template's, other servers'
 SYSTEM = SystemPrompt(date="2026-01-01")  # fixed: figures of two days must agree
 
 
@@ -72,8 +74,9 @@ class Passage:
 def read_passages(path: Path | Text, harmony: Harmony, context_length: int) -> list[Passage]:
     """Passages of a file: `.jsonl` has a conversation or a text a line, any other is plain text.
 
-    A conversation is `{"messages": [{"role", "content", "analysis"?}, ...], "language"?,
-    "instructions"?}`, a text `{"text", "language"?}`. Only what the assistant says counts; of plain
+    A conversation is `{"messages": [{"role", "content", "thinking"?}, ...], "language"?,
+    "instructions"?}`, where `system` or `developer` may come first as instructions; a text
+    `{"text", "language"?}`. Only what the assistant says counts; of plain
     text, all but the first token. Text longer than `context_length` is cut into pieces.
 
     Raises UserError for a file that cannot be read, a line that is neither, a conversation longer
@@ -99,7 +102,8 @@ def read_conversations(
     """(where, messages, the line) of every conversation in a chat JSONL file."""
     for where, row in _rows(path if isinstance(path, Text) else Text.read(path)):
         if "messages" in row:
-            yield where, _messages(row, where), row
+            messages, instructions = _conversation_of(row, where)
+            yield where, messages, {**row, "instructions": instructions}
 
 
 def _rows(text: Text) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -128,10 +132,10 @@ def _text(row: Mapping[str, Any], harmony: Harmony, context: int) -> Iterator[Pa
 
 
 def _conversation(row: Mapping[str, Any], where: str, harmony: Harmony, context: int) -> Passage:
-    ids = harmony.render([], system=SYSTEM, instructions=row.get("instructions"), reply=False)
+    messages, instructions = _conversation_of(row, where)
+    ids = harmony.render([], system=SYSTEM, instructions=instructions, reply=False)
     opened = len(harmony.render([], system=None))  # <|start|>assistant: given, not predicted
     spans: list[Span] = []
-    messages = _messages(row, where)
     for message in messages:
         said = harmony.render([message], system=None, reply=False)
         if message.role == "assistant":
@@ -152,30 +156,58 @@ def _follows_analysis(spans: list[Span], position: int) -> bool:
     return bool(spans) and spans[-1].stop == position and spans[-1].channel == "analysis"
 
 
-def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
-    """Messages with the reasoning of the last answer only, as a model is shown them."""
+def _conversation_of(row: Mapping[str, Any], where: str) -> tuple[list[Message], str | None]:
+    """Messages with the reasoning of the last answer only, as a model is shown them, and
+    instructions: what `system` and `developer` say before the first turn, as the chat template
+    has it."""
     rows = row["messages"]
     try:
-        if not isinstance(row.get("instructions", ""), str):
-            raise TypeError("instructions are text")
+        told = [_text_of(row["instructions"])] if row.get("instructions") is not None else []
+        while rows and rows[0]["role"] in _INSTRUCTING:
+            told.append(_text_of(rows[0]["content"]))
+            rows = rows[1:]
         last = max((i for i, m in enumerate(rows) if m["role"] == "assistant"), default=-1)
         messages = []
         for place, entry in enumerate(rows):
-            role, content = entry["role"], entry["content"]
-            if not isinstance(role, str) or not isinstance(content, str):
-                raise TypeError("role and content are text")
-            if role != "assistant":
-                messages.append(Message(role, content))
-                continue
-            if not isinstance(entry.get("analysis") or "", str):
-                raise TypeError("analysis is text")
-            if entry.get("analysis") and place == last:
-                messages.append(Message("assistant", entry["analysis"], "analysis"))
-            messages.append(Message("assistant", content, entry.get("channel", "final")))
+            messages += _said(entry, where, place == last)
     except KeyError as error:
         raise UserError(f"{where}: a message has no {error}") from error
     except (TypeError, AttributeError) as error:
         raise UserError(
             f'{where}: a message needs "role" and "content" as text ({error})'
         ) from error
-    return messages
+    return messages, "\n\n".join(told) if told else None
+
+
+def _said(entry: Mapping[str, Any], where: str, is_last: bool) -> list[Message]:
+    """A message, with its reasoning before it where `is_last`."""
+    role = entry["role"]
+    if not isinstance(role, str):
+        raise TypeError("role and content are text")
+    if role in _INSTRUCTING:
+        raise UserError(
+            f"{where}: a {role} message after the first turn, which the chat template passes over; "
+            "put what it says into the first message, or leave the conversation out"
+        )
+    if entry.get("tool_calls") or role in ("tool", "function"):
+        raise UserError(
+            f"{where}: tool calls are not read from chat files; leave the conversation out"
+        )
+    content = _text_of(entry["content"])
+    if role != "assistant":
+        return [Message(role, content)]
+    thoughts = [_text_of(entry[key]) for key in _REASONING if entry.get(key)]
+    if len(set(thoughts)) > 1:
+        raise UserError(f"{where}: a message has two kinds of reasoning; keep one of them")
+    channel = entry.get("channel", "final")
+    reasoning = [Message(role, thoughts[0], "analysis")] if thoughts and is_last else []
+    return [*reasoning, Message(role, content, channel)]
+
+
+def _text_of(content: Any) -> str:
+    """Text, or parts of text as chat templates take them."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise TypeError("role and content are text")
+    return content

@@ -15,6 +15,7 @@ from gptoss_onnx.graph_passes.weights import ExpertSource, TensorSource
 
 ExpertFormat = Literal["mxfp4", "dense"]
 Projection = Literal["gate_up_proj", "down_proj"]
+PROJECTIONS: tuple[Projection, ...] = ("gate_up_proj", "down_proj")
 LayoutEntry = tuple[str, tuple[int, ...], tuple[str, ...]]  # name, shape, allowed dtypes
 
 FLOATS, BYTES = ("BF16", "F16", "F32"), ("U8",)

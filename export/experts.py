@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_onnx.export.checkpoint import MXFP4_BLOCK
+from gptoss_onnx.export.checkpoint import MXFP4_BLOCK, PROJECTIONS, Checkpoint
 from gptoss_onnx.export.safetensors_folder import TensorView
+from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.weights import as_float32
 from gptoss_onnx.runtimes.errors import UserError
 
-LARGEST_SCALE = 252  # 6 * 2^(253 - 127) is beyond float32, and 255 is NaN
+ALWAYS_FINITE = 252  # the largest scale: 6 * 2^(253 - 127) is beyond float32, and 255 is NaN
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,37 @@ class Mxfp4Experts:
         return experts, rows, groups * MXFP4_BLOCK
 
     def read(self, expert: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Blocks [N, K/32, 16] and scales [N, K/32] of one expert, as stored."""
-        return self.blocks.read(expert, expert + 1)[0], self.read_scales(expert)
+        """Blocks [N, K/32, 16] and scales [N, K/32] of one expert, as stored.
 
-    def read_scales(self, expert: int) -> NDArray[np.uint8]:
-        """Scales [N, K/32] of one expert; UserError where they make no finite numbers."""
-        scales: NDArray[np.uint8] = self.scales.read(expert, expert + 1)[0]
-        if scales.max(initial=0) > LARGEST_SCALE:
-            row = int(np.argwhere((scales > LARGEST_SCALE).any(1))[0, 0])
-            raise UserError(
-                f"{self.scales.file}: {self.scales.name} has a scale of {scales.max()} in expert "
-                f"{expert}, row {row}, which makes NaN or infinity; get a sound checkpoint"
-            )
-        return scales
+        UserError where they make no finite number.
+        """
+        blocks = self.blocks.read(expert, expert + 1)[0]
+        scales = self.scales.read(expert, expert + 1)[0]
+        for row in np.flatnonzero((scales > ALWAYS_FINITE).any(1)):
+            try:
+                mxfp4.decode(blocks[row : row + 1], scales[row : row + 1])
+            except ValueError as error:
+                raise UserError(
+                    f"{self.scales.file}: {self.scales.name} has a scale of {scales[row].max()} in "
+                    f"expert {expert}, row {row}, which makes NaN or infinity; get a sound "
+                    "checkpoint"
+                ) from error
+        return blocks, scales
+
+    def check(self) -> None:
+        """`read`'s UserError for all experts; reads the blocks of those alone that may need it."""
+        for expert in range(self.shape[0]):
+            if self.scales.read(expert, expert + 1).max(initial=0) > ALWAYS_FINITE:
+                self.read(expert)
+
+
+def check_packed(checkpoint: Checkpoint) -> None:
+    """UserError where packed experts, of which scales are read alone, make no finite number."""
+    for layer in range(checkpoint.spec.num_layers):
+        for which in PROJECTIONS:
+            experts = checkpoint.expert_weight(layer, which)
+            if isinstance(experts, Mxfp4Experts):
+                experts.check()
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,21 @@ from typing import Any
 import onnx_ir as ir
 
 from gptoss_onnx.export.binding import bind
-from gptoss_onnx.export.checkpoint import Checkpoint
-from gptoss_onnx.export.genai_config import genai_config
+from gptoss_onnx.export.checkpoint import EMBEDDING, LM_HEAD, Checkpoint
+from gptoss_onnx.export.experts import check_packed
+from gptoss_onnx.export.genai_config import GENAI_CONFIG, genai_config
 from gptoss_onnx.export.linking import link_files
 from gptoss_onnx.export.manifest import manifest
 from gptoss_onnx.export.model_card import model_card, unmeasured_page
-from gptoss_onnx.export.package_files import copy_files, write_json
+from gptoss_onnx.export.package_files import copy_files, load_harmony, write_json
 from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan, summary
 from gptoss_onnx.export.staging import staged
 from gptoss_onnx.export.tokenizer_graph import tokenizer_graph
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import DataWriter
+from gptoss_onnx.graph_passes.weights import StreamedTensor, View
 from gptoss_onnx.graph_passes.weights_into_branches import weights_into_branches
+from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package_update import write_manifest
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
@@ -50,6 +53,11 @@ def export_portable(checkpoint: Checkpoint, output: Path) -> Path:
     """The portable graph with float32 weights: the oracle that every package is checked with."""
     model = trace(checkpoint.spec)
     bind(model, checkpoint)
+    if checkpoint.spec.tie_word_embeddings:
+        table, head = (model.graph.initializers[name] for name in (EMBEDDING, LM_HEAD))
+        assert isinstance(table.const_value, StreamedTensor)
+        head.const_value = View(table.const_value, table.const_value.shape.numpy())
+        head.const_value.name = LM_HEAD
     output.mkdir(parents=True)
     DataWriter(output, f"{GRAPH}.data").write(model.graph)
     ir.save(model, output / GRAPH)
@@ -61,6 +69,8 @@ def write_package(
 ) -> None:
     """Every file of a package, its manifest last."""
     checkpoint, options = made.checkpoint, made.options
+    if made.linked:  # nobody else reads what is linked
+        check_packed(checkpoint)
     links = link_files(made.linked, folder)
     copied = copy_files(checkpoint, folder)
     tokenizer = tokenizer_graph(folder, folder)
@@ -74,21 +84,30 @@ def write_package(
         if graph.target.weights_in_branches:
             weights_into_branches(graph.model)
         ir.save(graph.model, folder / graph.file)
-    config = genai_config(checkpoint, options.target, made.graphs[0].kv_windows)
-    write_json(folder / "genai_config.json", config)
+    if not any(made.graphs[0].kv_windows):
+        stops = _stops(checkpoint)
+        write_json(folder / GENAI_CONFIG, genai_config(checkpoint, options.target, stops))
     write_json(folder / "report.json", {"parity": "not measured", "evaluation": "not measured"})
     (folder / "report.html").write_text(unmeasured_page(content), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
     names = {*copied, *links.values(), *writer.sha256}
     names |= {graph.file for graph in made.graphs}
     names |= {str(tokenizer[part]) for part in ("graph", "detokenizer") if part in tokenizer}
-    names |= {"genai_config.json", "report.json", "report.html", "README.md"}
+    names |= {GENAI_CONFIG, "report.json", "report.html", "README.md"}
     if finish is not None:
         names |= set(finish(folder, content))
     linked_bytes = sum((folder / link).stat().st_size for link in links.values())
     with _counted(progress, "hashing", linked_bytes) as count:
         there = (name for name in names if (folder / name).is_file())  # finishing takes some away
         write_manifest(folder, content, there, writer.sha256, count)
+
+
+def _stops(checkpoint: Checkpoint) -> frozenset[int]:
+    """Harmony's stop tokens, where the tokenizer has them."""
+    try:
+        return load_harmony(checkpoint).stop_ids
+    except UserError:
+        return frozenset()
 
 
 @contextmanager

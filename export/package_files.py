@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.safetensors_folder import parse_object
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 COPIED = (
     "config.json",
@@ -33,9 +36,32 @@ def copy_files(checkpoint: Checkpoint, folder: Path, names: Iterable[str] = COPI
     return copied
 
 
-def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """What a tokenizer is loaded from."""
-    copy_files(checkpoint, folder, ("tokenizer.json",))
+def load_harmony(checkpoint: Checkpoint) -> Harmony:
+    """The chat format in the checkpoint's own tokens; UserError where it has none of them."""
+    name = "tokenizer.json"
+    with tempfile.TemporaryDirectory(prefix="gptoss.") as folder:
+        copy_files(checkpoint, Path(folder), (name,))
+        try:
+            return Harmony(Tokenizer(folder))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{checkpoint.place}: no {name}; get the one these weights came with"
+            ) from error
+        except Exception as error:  # tokenizers' own are of no narrower kind
+            reason = (str(error).splitlines() or [type(error).__name__])[0].replace(folder, "")
+            raise UserError(
+                f"{checkpoint.place}: {name} is no chat model's ({reason}); get the one these "
+                "weights came with"
+            ) from error
+
+
+def chat_warning(checkpoint: Checkpoint) -> str | None:
+    """Why a package of the checkpoint will not chat, None where it will."""
+    try:
+        load_harmony(checkpoint)
+    except UserError as error:
+        return f"{error}: the package will run, and will not chat"
+    return None
 
 
 def json_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from gptoss_onnx.export.binding import bind
 from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.package_files import json_of
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import EMBEDDED_BYTES, identity
 from gptoss_onnx.graph_passes.attention_spec import is_fused, kv_windows
@@ -20,6 +21,11 @@ from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation_config import (
+    GENERATION_CONFIG,
+    check_generation_config,
+    stop_ids,
+)
 from gptoss_onnx.runtimes.target import Target
 
 GRAPH = "model.onnx"
@@ -172,6 +178,10 @@ def check(checkpoint: Checkpoint, options: Options, *, kv_scales: bool) -> None:
 
     `kv_scales` is whether the sizes of keys and values are known, or will be.
     """
+    check_generation_config(
+        json_of(checkpoint, GENERATION_CONFIG), f"{checkpoint.place}/{GENERATION_CONFIG}"
+    )
+    stop_ids(checkpoint.config, f"{checkpoint.place}/config.json")
     for target in options.targets:
         _check(checkpoint, options, target)
     if options.kv == "int8" and not kv_scales:

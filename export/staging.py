@@ -36,8 +36,9 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
         free = shutil.disk_usage(output.parent).free
         if size + SPARE_BYTES > free:
             raise UserError(
-                f"{output.parent}: {size / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB "
-                "are free; free space there or choose another --output"
+                f"{output.parent}: {needed(size + SPARE_BYTES)} are needed, {needed(SPARE_BYTES)} "
+                f"of them for all that is no weight, and {available(free)} are free; free space "
+                "there or choose another --output"
             )
         made.append(Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)))
         os.chmod(made[0], 0o755)  # mkdtemp's 0700 would outlast the rename
@@ -61,6 +62,18 @@ def staged(output: Path, *, force: bool = False) -> Iterator[Callable[[int], Pat
         with suppress(OSError):  # somebody else has put something there meanwhile
             for folder in parents:
                 folder.rmdir()
+
+
+def needed(size: int) -> str:
+    """Bytes that must be there, rounded up to a tenth of a MB or GB."""
+    unit, name = (10**9, "GB") if size >= 10**9 else (10**6, "MB")
+    return f"{-(-size * 10 // unit) / 10:.1f} {name}"
+
+
+def available(size: int) -> str:
+    """Bytes that are there, rounded down: so that what is needed never looks the smaller."""
+    unit, name = (10**9, "GB") if size >= 10**9 else (10**6, "MB")
+    return f"{size * 10 // unit / 10:.1f} {name}"
 
 
 def check_free(output: Path, force: bool) -> None:

@@ -134,6 +134,7 @@ def export_command(
         memory = {"memory": asdict(done.memory)} if done.memory else {}
         show({**figures, **memory}, as_json)
         return
+    figures.pop("warnings", None)  # told as they came
     if done.memory:
         show(done.memory.rows(), as_json)
     if done.assignment:

@@ -12,6 +12,7 @@ from typing import Any
 from gptoss_onnx.evaluation.recommend import recommend
 from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import Progress, export
+from gptoss_onnx.export.package_files import chat_warning
 from gptoss_onnx.export.plan import Options, check, plan, summary
 from gptoss_onnx.export.staging import check_free
 from gptoss_onnx.mobile.memory_plan import MemoryPlan
@@ -76,8 +77,16 @@ def export_package(
     first, *also = (get_target(name, min_runtime) for name in names)
     quantization = formats(quant, tuple(changes), _path(recipe), tuning)
     checkpoint = open_checkpoint(str(model), revision)
+    warned: list[str] = []
+
+    def tell(message: str) -> None:
+        warned.append(message)
+        warn(message)
+
+    if mute := chat_warning(checkpoint):
+        tell(mute)
     if slow := first.slow_here(quantization.describe().get("experts", "")):
-        warn(slow)
+        tell(slow)
     wanted = Options(first, quantization, also=tuple(also), **options)
     chosen = [f"kv-{wanted.kv}" if wanted.kv else None, wanted.activations, min_runtime]
     suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
@@ -92,7 +101,7 @@ def export_package(
         with progress("steps") as steps:
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, steps))
         if made.warning:
-            warn(made.warning)
+            tell(made.warning)
         # With bits assigned:
         memory = plan_memory(checkpoint.spec, made.options, kv, max_memory, context)
         if dry_run:
@@ -102,6 +111,7 @@ def export_package(
                 ending = finish(made.options, memory)
                 done = export(checkpoint, made.options, folder, written, ending)
         advice = recommend(first, checkpoint.expert_format, made.options.quantization)
+    done |= {"warnings": warned} if warned else {}
     done |= figures(made.assignment) | ({"recommendation": advice} if advice else {})
     return Exported(folder, done, made.assignment, memory)
 

@@ -123,6 +123,14 @@ class Part(StreamedTensor):
         super().__init__(item, whole.dtype, shape or whole.shape.numpy()[1:])
 
 
+class View(Part):
+    """All of `whole` in another shape of the same elements."""
+
+    def __init__(self, whole: StreamedTensor, shape: Sequence[int]) -> None:
+        super().__init__(whole, 0, shape)
+        self.chunks = whole.chunks
+
+
 def concatenated(weights: Sequence[ir.TensorProtocol | None]) -> FloatWeight:
     """The rows of several float weights as one weight."""
     sources: list[TensorSource] = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gptoss_onnx.export.genai_config import GENAI_CONFIG
 from gptoss_onnx.export.plan import Options
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.mobile.memory_plan import CONTEXT, MemoryPlan, check_memory
@@ -82,8 +83,9 @@ def _one_file(folder: Path, manifest: dict[str, Any], target: Target) -> str:
     for path in folder.glob(f"{graph.name}*"):
         path.unlink()
     manifest["graph"] = ort.name
-    config = folder / "genai_config.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content["model"]["decoder"]["filename"] = ort.name
-    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    config = folder / GENAI_CONFIG
+    if config.exists():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content["model"]["decoder"]["filename"] = ort.name
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return str(ort.name)

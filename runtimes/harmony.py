@@ -46,6 +46,11 @@ class Message:
 _DEFAULT_SYSTEM = SystemPrompt()
 
 
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens a reply ends with, those that the tokenizer has."""
+    return frozenset(tokenizer.special(name) for name in STOPS if tokenizer.has_special(name))
+
+
 class Harmony:
     """Renders conversations for one tokenizer; ValueError when it lacks harmony's tokens."""
 
@@ -54,7 +59,7 @@ class Harmony:
         self._start, self._channel, self._message, self._end = map(
             tokenizer.special, ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
         )
-        self.stop_ids = frozenset(tokenizer.special(s) for s in STOPS if tokenizer.has_special(s))
+        self.stop_ids = stop_ids(tokenizer)
 
     def render(
         self,

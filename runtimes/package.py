@@ -15,7 +15,7 @@ from gptoss_onnx.runtimes import generation_config
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation_config import GENERATION_CONFIG
 from gptoss_onnx.runtimes.graph_contract import check_graph
-from gptoss_onnx.runtimes.harmony import Harmony
+from gptoss_onnx.runtimes.harmony import Harmony, stop_ids
 from gptoss_onnx.runtimes.json_file import read_json
 from gptoss_onnx.runtimes.manifest import Manifest
 from gptoss_onnx.runtimes.package_files import check_sizes, inside, read_files
@@ -124,12 +124,19 @@ class Package:
 
     @_LoadedOnce
     def stop_ids(self) -> frozenset[int]:
-        """`eos_token_id` of generation_config.json, or of config.json; harmony's without either."""
-        for name, config in ((GENERATION_CONFIG, self.generation_config), (CONFIG, self.config)):
-            ids = generation_config.stop_ids(config, self.folder / name)
-            if ids is not None:
-                return ids
-        return self.harmony.stop_ids
+        """`eos_token_id` of generation_config.json, or of config.json, and harmony's own stops.
+
+        A file of another tool may name a padding token alone, and a reply then runs on past its
+        end. UserError where neither names one.
+        """
+        said = ((GENERATION_CONFIG, self.generation_config), (CONFIG, self.config))
+        found = (generation_config.stop_ids(config, self.folder / name) for name, config in said)
+        own = next((ids for ids in found if ids is not None), None)
+        if own is None:
+            return self.harmony.stop_ids
+        return own | (
+            stop_ids(self.tokenizer) if "tokenizer.json" in self.manifest.files else set()
+        )
 
     @_LoadedOnce
     def sampling(self) -> Sampling:

@@ -22,14 +22,12 @@ from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
 from gptoss_onnx.evaluation.reference import portable_graph
 from gptoss_onnx.evaluation.texts import Passage, Text, read_passages
 from gptoss_onnx.export.checkpoint import Checkpoint
-from gptoss_onnx.export.package_files import copy_tokenizer
+from gptoss_onnx.export.package_files import load_harmony
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.linear import linears
 from gptoss_onnx.graph_passes.rounding import Statistics
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.harmony import Harmony
-from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -47,19 +45,7 @@ class Calibration:
 
 def read_calibration(text: Path | Text, checkpoint: Checkpoint) -> list[Passage]:
     """Passages of a text in the checkpoint's tokens; UserError when there are none."""
-    where = text.where if isinstance(text, Text) else text
-    with tempfile.TemporaryDirectory(prefix="gptoss.") as folder:
-        copy_tokenizer(checkpoint, Path(folder))
-        try:
-            harmony = Harmony(Tokenizer(folder))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{checkpoint.place}: cannot encode {where}: no tokenizer.json; get the "
-                "checkpoint's own"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{checkpoint.place}: cannot encode {where}: {error}") from error
-    return read_passages(text, harmony, checkpoint.spec.max_position_embeddings)
+    return read_passages(text, load_harmony(checkpoint), checkpoint.spec.max_position_embeddings)
 
 
 @contextmanager

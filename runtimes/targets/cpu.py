@@ -56,6 +56,7 @@ ORT_1_24 = Target(
             inputs=14,
         ),
         ("com.microsoft", "MoE"): Kernel(FLOAT, SWIGLU, inputs=6),
+        ("com.microsoft", "FusedMatMul"): Kernel(FLOAT, {"transB": None}, inputs=2),
         ("com.microsoft", "QuickGelu"): Kernel(FLOAT, {"alpha": None}, inputs=1),
         ("com.microsoft", "MatMulNBits"): MATMUL_NBITS,
         ("com.microsoft", "GatherBlockQuantized"): GATHER_BLOCK_QUANTIZED,

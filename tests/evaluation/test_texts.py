@@ -103,3 +103,70 @@ def test_a_file_that_is_not_text(tmp_path: Path, harmony: Harmony) -> None:
         read_passages(path, harmony, CONTEXT)
     with pytest.raises(UserError, match="cannot be read"):
         list(read_conversations(tmp_path / "absent.jsonl"))
+
+
+REPLY = {"role": "assistant", "content": "Join them."}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "system", "content": "Be brief."}, USER, REPLY],
+        [{"role": "developer", "content": "Be brief."}, USER, REPLY],
+        [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, USER, REPLY],
+    ],
+    ids=["system", "developer", "parts"],
+)
+def test_the_first_message_instructs_as_the_chat_template_has_it(
+    read: Any, messages: list[dict[str, Any]]
+) -> None:
+    (expected,) = read({"messages": [USER, REPLY], "instructions": "Be brief."})
+    (plain,) = read({"messages": [USER, REPLY]})
+    (passage,) = read({"messages": messages})
+    assert passage == expected != plain
+
+
+def test_what_instructs_in_several_places_is_joined(read: Any) -> None:
+    told = [{"role": role, "content": role} for role in ("system", "developer")]
+    (expected,) = read({"messages": [USER, REPLY], "instructions": "first\n\nsystem\n\ndeveloper"})
+    assert read({"messages": [*told, USER, REPLY], "instructions": "first"}) == [expected]
+
+
+@pytest.mark.parametrize("key", ["thinking", "reasoning_content"])
+def test_thinking_is_analysis(read: Any, key: str) -> None:
+    (expected,) = read({"messages": [USER, {**REPLY, "analysis": "Two paths."}]})
+    (passage,) = read({"messages": [USER, {**REPLY, key: "Two paths."}]})
+    assert passage == expected
+    assert [span.channel for span in passage.spans] == ["analysis", "final"]
+    # As the template: of the last answer only.
+    (early,) = read({"messages": [USER, {**REPLY, key: "Two paths."}, USER, REPLY]})
+    assert [span.channel for span in early.spans] == ["final", "final"]
+
+
+def test_conversations_come_with_their_instructions(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "system", "content": "x"}, USER, REPLY]}))
+    ((_, messages, row),) = read_conversations(path)
+    assert [message.role for message in messages] == ["user", "assistant"]
+    assert row["instructions"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (
+            [USER, {"role": "system", "content": "x"}, REPLY],
+            "a system message after the first turn",
+        ),
+        ([USER, {**REPLY, "tool_calls": [{"name": "f"}]}], "tool calls are not read"),
+        ([USER, {"role": "tool", "content": "4"}, REPLY], "tool calls are not read"),
+        ([USER, {**REPLY, "analysis": "a", "thinking": "b"}], "two kinds of reasoning"),
+        ([USER, {**REPLY, "thinking": 3}], "a message needs"),
+        ([{"role": "system"}, USER, REPLY], "a message has no 'content'"),
+        ([{"role": "user", "content": [{"type": "image"}]}, REPLY], "a message has no 'text'"),
+    ],
+)
+def test_what_a_chat_file_cannot_say(read: Any, messages: Any, said: str) -> None:
+    with pytest.raises(UserError, match=r"line 1: ") as error:
+        read({"messages": messages})
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -102,8 +102,11 @@ def test_manifest(windowed: bool, packed: Path, made: Path, tmp_path: Path) -> N
         {"window": None, "windowed": False},
     ]
     assert manifest["logits"] == ("last" if windowed else "all")
-    share = json.loads((package / "genai_config.json").read_text())["search"]
-    assert share["past_present_share_buffer"] is not windowed
+    # onnxruntime-genai's own buffers span the whole sequence.
+    genai = package / "genai_config.json"
+    assert genai.exists() is not windowed
+    if genai.exists():
+        assert json.loads(genai.read_text())["search"]["past_present_share_buffer"] is True
     # Both kinds of KV run past the window.
     ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
     rows = [Session(Package.open(p, threads=1)).feed([ids]).copy() for p in (package, made)]
@@ -209,7 +212,8 @@ def test_an_interrupt_leaves_what_was_there(
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (1, "Error: interrupted; nothing was left behind\n")
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "Error: interrupted; nothing was left behind"
     assert os.listdir(tmp_path) == before
     if before:
         assert verify(output, lambda count: None) == []

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptoss_onnx.export.staging import SPARE_BYTES, staged
+from gptoss_onnx.export.staging import SPARE_BYTES, available, needed, staged
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST
 
@@ -145,9 +145,30 @@ def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with staged(tmp_path / "fits") as prepare:
         prepare(1000)
-    with pytest.raises(UserError, match="are free"), staged(tmp_path / "package") as prepare:
+    with (
+        pytest.raises(UserError, match="are free") as caught,
+        staged(tmp_path / "package") as prepare,
+    ):
         prepare(1001)
+    # 64 MiB and 1001 bytes do not fit into 64 MiB and 1000.
+    assert "67.2 MB are needed, 67.2 MB of them for all that is no weight" in str(caught.value)
+    assert "67.1 MB are free" in str(caught.value)
     assert os.listdir(tmp_path) == ["fits"]
+
+
+@pytest.mark.parametrize(
+    ("size", "up", "down"),
+    [
+        (0, "0.0 MB", "0.0 MB"),
+        (1, "0.1 MB", "0.0 MB"),
+        (49_950_000, "50.0 MB", "49.9 MB"),
+        (999_999_999, "1000.0 MB", "999.9 MB"),
+        (10**9, "1.0 GB", "1.0 GB"),
+        (13_760_000_001, "13.8 GB", "13.7 GB"),
+    ],
+)
+def test_sizes_never_look_as_if_they_fitted(size: int, up: str, down: str) -> None:
+    assert (needed(size), available(size)) == (up, down)
 
 
 def test_a_disk_that_fills_up_is_said_in_one_line(tmp_path: Path) -> None:

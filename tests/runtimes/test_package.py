@@ -124,11 +124,18 @@ def test_progress_counts_every_byte(copy: Path) -> None:
     assert sum(counted) == sum(file.size for file in Manifest.load(copy).files.values())
 
 
-@pytest.mark.parametrize(("ids", "stops"), [(7, {7}), ([7, 9], {7, 9}), (None, {257, 258, 264})])
-def test_stop_ids(copy: Path, ids: Any, stops: set[int]) -> None:
+@pytest.mark.parametrize(("ids", "own"), [(7, {7}), ([7, 9], {7, 9}), (257, set()), (None, set())])
+def test_harmonys_stops_end_a_reply_too(copy: Path, ids: Any, own: set[int]) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     seal(copy)
-    assert Package.open(copy).stop_ids == stops
+    assert Package.open(copy).stop_ids == own | {257, 258, 264}
+
+
+def test_a_package_without_tokenizer_stops_where_its_file_says(copy: Path) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    (copy / "tokenizer.json").unlink()
+    seal(copy)
+    assert Package.open(copy).stop_ids == {7}
 
 
 def test_sampling_comes_from_generation_config(copy: Path) -> None:

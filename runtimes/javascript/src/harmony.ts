@@ -56,6 +56,12 @@ export interface RenderOptions {
   reply?: boolean;
 }
 
+/** The tokens a reply ends with, those that the tokenizer has. */
+export function stopIds(tokenizer: Tokenizer): Set<number> {
+  const stops = STOPS.filter((name) => tokenizer.hasSpecial(name));
+  return new Set(stops.map((name) => tokenizer.special(name)));
+}
+
 /** Renders conversations for one tokenizer; UserError when it lacks harmony's tokens. */
 export class Harmony {
   readonly tokenizer: Tokenizer;
@@ -66,8 +72,7 @@ export class Harmony {
     for (const name of ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]) {
       tokenizer.special(name);
     }
-    const stops = STOPS.filter((name) => tokenizer.hasSpecial(name));
-    this.stopIds = new Set(stops.map((name) => tokenizer.special(name)));
+    this.stopIds = stopIds(tokenizer);
   }
 
   /** Ids of a conversation. */

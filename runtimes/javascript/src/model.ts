@@ -4,7 +4,7 @@ import { type ChatOptions, Conversation, Reply, events } from "./chat.js";
 import { UserError } from "./errors.js";
 import { type GenerateOptions, Generation } from "./generation.js";
 import { GENERATION_CONFIG, samplingFromConfig, stopIdsFromConfig } from "./generation_config.js";
-import { Harmony, type Message } from "./harmony.js";
+import { Harmony, type Message, stopIds } from "./harmony.js";
 import { parseObject } from "./json_object.js";
 import type { Manifest } from "./manifest.js";
 import type { Sampling } from "./sampling.js";
@@ -46,7 +46,7 @@ export interface BackendInfo {
 export class Model {
   readonly manifest: Manifest;
   readonly tokenizer: Tokenizer;
-  /** `eos_token_id` of generation_config.json, or of config.json; harmony's without either. */
+  /** `eos_token_id` of generation_config.json, or of config.json, and harmony's own stops. */
   readonly stopIds: ReadonlySet<number>;
   readonly #generationConfig: Record<string, unknown>;
   readonly #backend: Backend;
@@ -63,10 +63,12 @@ export class Model {
     [this.manifest, this.tokenizer] = [manifest, tokenizer];
     this.#generationConfig = parseObject(texts.generationConfig ?? "{}", GENERATION_CONFIG);
     const config = parseObject(texts.config ?? "{}", "config.json");
-    this.stopIds =
+    const own =
       stopIdsFromConfig(this.#generationConfig, GENERATION_CONFIG) ??
-      stopIdsFromConfig(config, "config.json") ??
-      this.harmony.stopIds;
+      stopIdsFromConfig(config, "config.json");
+    // A file of another tool may name a padding token alone, and a reply then runs on past its end.
+    const stops = own === undefined ? this.harmony.stopIds : stopIds(tokenizer);
+    this.stopIds = new Set([...(own ?? []), ...stops]);
     this.#backend = backend;
   }
 

@@ -31,8 +31,12 @@ public final class Model {
             return FileManager.default.fileExists(atPath: file.path) ? try Json(contentsOf: file) : Json([:])
         }
         sampling = try Sampling(configs[0])
-        let ids = configs.compactMap { $0.members["eos_token_id"] }.first
-        stopIds = (ids as? [Int]).map(Set.init) ?? (ids as? Int).map { [$0] } ?? harmony.stopIds
+        // Harmony's stops too: a file of another tool may name a padding token alone.
+        let named = configs.compactMap { config -> [Int]? in
+            let ids = config.members["eos_token_id"]
+            return ids as? [Int] ?? (ids as? Int).map { [$0] }
+        }.first
+        stopIds = harmony.stopIds.union(named ?? [])
         let file = folder.appendingPathComponent(manifest.graph)
         let session = manifest.session
         graph = try naming(manifest.graph) { try Graph(file, threads: threads, config: session) }

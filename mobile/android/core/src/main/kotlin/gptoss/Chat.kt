@@ -13,13 +13,14 @@ class Model private constructor(private val folder: File, val manifest: Manifest
 
     /** The package's own. */
     val sampling: Sampling = Sampling.from(config[0])
-    val stopIds: Set<Int> = config.firstNotNullOfOrNull { found ->
+    /** Harmony's stops too: a file of another tool may name a padding token alone. */
+    val stopIds: Set<Int> = harmony.stopIds + (config.firstNotNullOfOrNull { found ->
         when (val ids = found["eos_token_id"]) {
             is Number -> setOf(ids.toInt())
             is List<*> -> ids.map { (it as Number).toInt() }.toSet()
             else -> null
         }
-    } ?: harmony.stopIds
+    } ?: emptySet())
     private val graph = open() // last: where the rest fails, no weights stay behind
 
     private fun json(name: String): Map<String, Any?> {
