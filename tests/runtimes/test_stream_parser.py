@@ -289,6 +289,11 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
     "empty channel": ("<|channel|><|message|>Hi<|return|>", [reply("Hi")]),
     "unknown channel": ("<|channel|>musing<|message|>Hm<|end|>", [reply("Hm", "analysis")]),
     "unknown channel at the end": ("<|channel|>musing<|message|>Hi<|return|>", [reply("Hi")]),
+    "unknown channel behind an answer": (
+        "<|channel|>final<|message|>Hi<|end|>"
+        "<|start|>assistant<|channel|>musing<|message|>Hm<|return|>",
+        [reply("Hi"), reply("Hm", "analysis")],
+    ),
     "unknown channel, cut off": ("<|channel|>musing<|message|>Hm", [reply("Hm", "analysis")]),
     "two channels": (
         "<|channel|>analysis<|channel|>final<|message|>Hi<|end|>",
