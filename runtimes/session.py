@@ -62,7 +62,11 @@ class Session:
         self._graph = package.graph
         self._binding = self._graph.io_binding()
         self._capacity = min(max_length or FIRST_CAPACITY, self.max_length)
-        self._buffers = self._make_buffers()
+        try:
+            self._buffers = self._make_buffers()
+        except MemoryError as error:
+            where = f"{package.folder}: the KV cache of {batch} x {self._capacity} tokens"
+            raise UserError(f"{where} does not fit into memory") from error
         self._windowed = [buffer for buffer in self._buffers if buffer.window is not None]
         self._appended = [b for b in self._buffers if isinstance(b, AppendedCache)]
         for buffer in self._buffers:

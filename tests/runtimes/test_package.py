@@ -14,11 +14,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from gptoss_onnx.runtimes import package_files
+from gptoss_onnx.runtimes import package_files, session
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST, KvLayer, Manifest
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.package_files import check_files
+from gptoss_onnx.runtimes.session import Session
 from tests.conftest import seal
 
 
@@ -304,3 +305,14 @@ def test_fields_the_caller_gives_win_over_faults_of_the_file(copy: Path) -> None
     assert package.sampling_with(top_p=0.5, temperature=0.0).top_p == 0.5
     with pytest.raises(UserError, match=r"generation_config\.json: temperature is \"0\.7\""):
         _ = package.sampling
+
+
+def test_a_cache_that_does_not_fit_is_one_line(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(session, "make_buffer", full)
+    with pytest.raises(UserError, match="the KV cache of 1 x 256 tokens does not fit into memory"):
+        Session(package)
