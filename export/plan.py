@@ -144,6 +144,8 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
             options.quantization,
             options.rounding,
             kv_windows=windows,
+            # Only there is an index beyond its table an error.
+            refuse_holes=options.full_kv and target.provider == "CPUExecutionProvider",
             all_logits=options.all_logits,
             kv_max=options.kv_max if options.kv_dtype(target, activations) == "int8" else None,
             activations=activations,

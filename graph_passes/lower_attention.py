@@ -35,12 +35,15 @@ class LowerAttention:
     """`kv_windows`: tokens that each layer's KV cache keeps, None for the whole sequence.
 
     `query_seqlens`: the kernel reads that input; without it all rows get the same tokens at once.
+    `refuse_holes` makes a run fail whose rows are not padded on the right: other callers than ours
+    pad on the left, and the kernel, which counts tokens, would take the wrong ones.
     """
 
     quantization: Quantization
     kv_windows: Sequence[int | None]
     rounding: Rounding = SEARCH
     query_seqlens: bool = True
+    refuse_holes: bool = False
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -49,6 +52,8 @@ class LowerAttention:
             return 0
         by_output = {linear.output: linear for linear in linears(graph)}
         lengths = _Lengths(graph)
+        if self.refuse_holes:
+            lengths.refuse_holes(padded=self.query_seqlens)
         for node in attentions:
             self._lower(graph, node, qkv_of(node, by_output), lengths)
         return len(attentions)
@@ -144,6 +149,31 @@ class _Lengths:
             "Squeeze", [slots_32, self._constant("axis_0", [0])], "total_sequence_length", INT32
         )
         self._new, self._token_count, self._counted = new, total, counted
+        self._new_mask = new_mask
+
+    def refuse_holes(self, *, padded: bool) -> None:
+        """An index beyond its table, and the node's name says why, where a 0 of the new slots is
+        not behind every 1 of its row; unless `padded`, where there is a 0."""
+        one = self._constant("one_64", 1)
+        if padded:
+            zero, axis = self._constant("zero_64", 0), self._constant("axis_0", [0])
+            new = self._node("Squeeze", [self._new, axis], "new_slot_count", INT64)
+            ramp = self._node("Range", [zero, new, one], "new_places", INT64)  # [S]
+            column = self._constant("axis_1", [1])
+            counted = self._node("Unsqueeze", [self._counted, column], "new_counts", INT64)
+            inside = self._node("Less", [ramp, counted], "is_counted", BOOL)  # [B, S]
+            expected = self._node("Cast", [inside], "expected_mask", INT64, to=INT64.value)
+        else:
+            expected = one
+        missed = self._node("Sub", [expected, self._new_mask], "missed", INT64)
+        squares = self._node("Mul", [missed, missed], "misses", INT64)
+        both = self._constant("axes_0_1", [0, 1])
+        holes = self._node("ReduceSum", [squares, both], "holes", INT64, keepdims=0)
+        table = self._constant("no_holes", [0], INT32)
+        found = output("lengths.holes_checked", INT32)
+        gather = ir.node("Gather", [table, holes], {"axis": 0}, outputs=[found], name=PAD_RIGHT)
+        self._graph.insert_before(self._first, gather)
+        self.tokens = self._node("Add", [self.tokens, found], "seqlens_k_checked", INT32)
 
     def window_bias(self, window: int, global_tokens: int) -> ir.Value:
         """float32 [B, 1, S, T], 0 where a query sees a key and -1e9 where not; causality aside."""
@@ -184,4 +214,5 @@ class _Lengths:
         return value
 
 
+PAD_RIGHT = "attention_mask: this graph takes rows padded on the right, not on the left"
 _INPUTS = ("input_ids", "attention_mask")

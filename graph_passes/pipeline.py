@@ -59,13 +59,15 @@ def recipe(
     activations: str = "float32",
     cast_weights: bool = False,
     scale_residual: bool = False,
+    refuse_holes: bool = False,
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says.
 
     `kv_windows` are tokens that each layer's KV cache keeps (`attention_spec`). `kv_max` makes the
     cache int8: what its scales come from (`QuantizeKv`). With activations of 16 bits,
     `cast_weights` keeps float weights in float32, for graphs that share them. `scale_residual` is
-    for float16, and for graphs that share weights with a graph in it.
+    for float16, and for graphs that share weights with a graph in it. `refuse_holes` is for graphs
+    that others than our runtimes feed (`LowerAttention`).
     """
     layers = len(spec.attention)
     quantization.check_layers(layers)
@@ -78,7 +80,9 @@ def recipe(
         steps.append(Step("scale residual", ScaleResidual(), 2 * layers + 1))
     if is_fused(spec.attention, target):
         lengths = target.padded_batches
-        attention = LowerAttention(quantization, kv_windows, rounding, lengths)
+        attention = LowerAttention(
+            quantization, kv_windows, rounding, lengths, refuse_holes=refuse_holes
+        )
         steps.append(Step("lower attention", attention, layers))
     else:
         decompose = DecomposeAttention(quantization, rounding)

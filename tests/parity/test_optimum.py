@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from optimum.onnxruntime import ORTModelForCausalLM
 
 from tests.conftest import DemoPackage
@@ -23,6 +24,28 @@ def optimum_greedy(model: ORTModelForCausalLM, prompt: list[int]) -> list[int]:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False
     )
     return [int(token) for token in output[0, len(prompt) :]]
+
+
+def test_rows_of_a_batch_are_padded_on_the_right(demo_package: DemoPackage) -> None:
+    """transformers says to pad on the left, where the kernel would count the wrong tokens."""
+    folder = demo_package("int4", full_kv=True)
+    model, rows = load(folder), prompts(folder)[:2]
+    short, long = sorted(rows, key=len)
+    assert len(short) < len(long)
+    gap = len(long) - len(short)
+
+    def batch(padded: list[int], mask: list[int]) -> torch.Tensor:
+        both = torch.tensor([padded, long]), torch.tensor([mask, [1] * len(long)])
+        return model(both[0], attention_mask=both[1]).logits
+
+    ones = [1] * len(short)
+    right = batch(short + [0] * gap, ones + [0] * gap)
+    alone = model(torch.tensor([short]), attention_mask=torch.tensor([ones])).logits
+    assert torch.allclose(right[0, -1], alone[0, -1], atol=1e-3)
+    with pytest.raises(InvalidArgument, match="takes rows padded on the right, not on the left"):
+        batch([0] * gap + short, [0] * gap + ones)
+    with pytest.raises(InvalidArgument, match="takes rows padded on the right"):  # a hole within
+        batch([short[0], 0, *short[1:], *[0] * (gap - 1)], [1, 0, *ones[1:], *[0] * (gap - 1)])
 
 
 @pytest.mark.parametrize("preset", ["fp32", "int4"])
