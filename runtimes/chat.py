@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,7 +58,9 @@ class Chat:
         self.reply = self._new_reply()
         self.usage = Usage()
         self._lock = threading.Lock()
-        self._cancel = threading.Event()
+        # Held by each turn that was made and has not ended; a dropped one takes its own along.
+        self._unfinished: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._turns = threading.Lock()
 
     def send(self, text: str, **options: Any) -> Iterator[Event]:
         """Say `text` and stream the reply; the turn begins when the iterator is first asked."""
@@ -66,18 +69,29 @@ class Chat:
     def send_messages(self, messages: Sequence[Message], **options: Any) -> Iterator[Event]:
         """Add `messages` and stream the reply; `options` hold for this turn only.
 
-        Afterwards `reply`, `finish_reason`, `tool_calls` and `usage` say how it ended.
+        Afterwards `reply`, `finish_reason`, `tool_calls` and `usage` say how it ended. The turn
+        begins when the iterator is first asked; `cancel` ends it from here on.
         """
+        cancel = threading.Event()
+        with self._turns:
+            self._unfinished.add(cancel)
+        return self._turn(messages, replace(self.options, **options), cancel)
+
+    def _turn(
+        self, messages: Sequence[Message], options: Options, cancel: threading.Event
+    ) -> Iterator[Event]:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this chat is answering already: finish that or cancel it first")
         before = list(self.messages)
         try:
             self.messages = [*before, *messages]
-            yield from self._reply(replace(self.options, **options))
+            yield from self._reply(options, cancel)
         except Exception:
             self.messages = before
             raise
         finally:
+            with self._turns:
+                self._unfinished.discard(cancel)
             self._lock.release()
 
     def resume(self, **options: Any) -> Iterator[Event]:
@@ -112,11 +126,12 @@ class Chat:
             self.add_tool_result(call.name, call.error or run(call))
 
     def cancel(self) -> None:
-        """End the turn that is under way, soon; without effect when there is none."""
-        self._cancel.set()
+        """End, soon, what `send` returned and has not ended, begun or not; never a later turn."""
+        with self._turns:
+            for cancel in self._unfinished:
+                cancel.set()
 
-    def _reply(self, options: Options) -> Iterator[Event]:
-        self._cancel = threading.Event()
+    def _reply(self, options: Options, cancel: threading.Event) -> Iterator[Event]:
         reply = self.reply = self._new_reply()
         prompt = self.package.harmony.render(
             self.messages,
@@ -127,7 +142,7 @@ class Chat:
         )
         # Reuses the KV cache up to where this prompt differs: behind `<|start|>assistant` of the
         # last turn, whose reasoning is gone now. `generate` took a snapshot just there.
-        generation = generate(self.session, prompt, options, self._cancel)
+        generation = generate(self.session, prompt, options, cancel)
         try:
             for token in generation:
                 yield from reply.feed(token)

@@ -62,7 +62,8 @@ def generation_options(command: Any) -> Any:
 def _options(package: Any, max_new_tokens: int | None, **sampling: Any) -> dict[str, Any]:
     given = {name: value for name, value in sampling.items() if value is not None}
     chosen = package.sampling_with(**given)
-    if given:
+    # A seed or a penalty does not ask for sampling: greedy decoding stays greedy.
+    if given.keys() & {"temperature", "top_p", "top_k", "min_p"}:
         chosen = replace(chosen, do_sample=chosen.temperature > 0)
     return {"max_new_tokens": max_new_tokens, "sampling": chosen}
 

@@ -17,6 +17,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.sampling import Sampler, Sampling
 from gptoss_onnx.runtimes.session import Session
+from gptoss_onnx.runtimes.token_ids import check_ids
 
 FinishReason = Literal["stop", "length", "cancelled"]
 # How often a long run looks whether it was cancelled, in seconds.
@@ -78,6 +79,9 @@ class _Row:
     """One sequence on its way: what is sampled, when it ends, what it took."""
 
     def __init__(self, package: Package, prompt: Sequence[int], options: Options, room: int):
+        vocabulary = package.manifest.vocab_size
+        check_ids(prompt, vocabulary, "the prompt's tokens")
+        check_ids(options.stop_ids or (), vocabulary, "stop_ids")
         self.prompt = prompt
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -201,7 +205,7 @@ def _steps(
         elapsed = time.perf_counter() - started
         for row in rows:
             row.usage = replace(row.usage, prefill_seconds=elapsed)
-        while logits is not None:
+        while logits is not None and not (cancel and cancel.is_set()):
             for row, scores in zip(rows, logits, strict=True):
                 if not row.finish_reason:
                     row.take(scores, started)

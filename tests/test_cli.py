@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,24 @@ def test_a_package_that_cannot_answer(tiny_package: Path, demo_package: DemoPack
     assert "no tokenizer.json" in refusal("generate", tiny_package, JOIN)
     long = refusal("generate", demo_package("int4"), "word " * 5000)
     assert "the context holds 4096" in long
+
+
+def test_greedy_decoding_stays_greedy_with_a_penalty_or_a_seed() -> None:
+    from types import SimpleNamespace
+
+    from gptoss_onnx.runtimes.commands import _options
+    from gptoss_onnx.runtimes.sampling import Sampling
+
+    own = Sampling(do_sample=False)
+    package = SimpleNamespace(sampling_with=lambda **given: replace(own, **given))
+    for given, greedy in (
+        ({}, True),
+        ({"repetition_penalty": 1.01}, True),
+        ({"seed": 3}, True),
+        ({"repetition_penalty": 1.01, "temperature": 0.5}, False),
+        ({"top_p": 0.9}, False),
+        ({"top_k": 5}, False),
+        ({"min_p": 0.1}, False),
+        ({"temperature": 0.0, "top_p": 0.9}, True),
+    ):
+        assert _options(package, None, **given)["sampling"].greedy is greedy, given

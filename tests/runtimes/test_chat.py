@@ -559,3 +559,18 @@ def test_the_terminal_tells_where_a_reply_was_cut(
     assert error.startswith(f"[cut {note}: raise --max-new-tokens")
     assert ("--reasoning low" in error) == ("thinking" in note)
     assert error.count("\n") == 1
+
+
+def test_cancelling_before_the_first_token_is_not_lost(package: Package, says: Script) -> None:
+    says("<|channel|>final<|message|>Yes.<|return|>")
+    chat = make(package)
+    turn = chat.send("hi")
+    chat.cancel()
+    assert list(turn) == []
+    assert chat.finish_reason == "cancelled"
+    assert [message.content for message in chat.messages] == ["hi"]
+    chat.cancel()  # no turn is under way: the next one is whole
+    assert text(chat.send("hi again"))["final"] == "Yes."
+    dropped = chat.send("never asked for")
+    del dropped
+    assert not chat._unfinished

@@ -280,3 +280,17 @@ def test_an_abandoned_reply_frees_the_session(
     first.close()
     assert first.finish_reason == "cancelled"
     assert list(generate(session, ids, options(3))) == model.greedy(ids, 3)
+
+
+@pytest.mark.parametrize("wrong", [-3, 272, 10**9, 1.5, True, "a"])
+def test_ids_outside_the_vocabulary_are_refused(package: Package, wrong: Any) -> None:
+    session = Session(package)
+    for given in (
+        lambda: generate(session, [1, wrong]),
+        lambda: generate_batch(package, [[1, wrong]]),
+    ):
+        with pytest.raises(UserError, match=rf"have {wrong!r} at position 1: .* 272 tokens"):
+            given()
+    with pytest.raises(UserError, match=rf"stop_ids have {wrong!r} at position 0"):
+        generate(session, [1], Options(stop_ids=frozenset([wrong])))
+    assert session.length == 0

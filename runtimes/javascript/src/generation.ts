@@ -2,6 +2,7 @@
 import { UserError } from "./errors.js";
 import { Sampler, type Sampling } from "./sampling.js";
 import type { Session } from "./session.js";
+import { checkIds } from "./token_ids.js";
 
 export type FinishReason = "stop" | "length" | "cancelled";
 
@@ -64,11 +65,14 @@ export class Generation implements AsyncIterable<number> {
       }
     }
     const room = roomBehind(prompt, session.maxLength);
+    checkIds(prompt, session.vocabularySize, "the prompt's tokens");
+    const stopIds = new Set(options.stopIds);
+    checkIds(stopIds, session.vocabularySize, "stopIds");
     this.usage = { ...noUsage(), promptTokens: prompt.length };
     const limit = Math.min(options.maxNewTokens ?? room, room);
     const sampler = new Sampler(options.sampling, prompt);
     this.#steps = this.#run(session, prompt, sampler, limit, {
-      stopIds: new Set(options.stopIds),
+      stopIds,
       chunk: options.chunk ?? 512,
       signal: options.signal,
     });

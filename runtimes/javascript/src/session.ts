@@ -81,6 +81,10 @@ export class Session {
     return this.#tokens;
   }
 
+  get vocabularySize(): number {
+    return this.#manifest.vocab_size;
+  }
+
   get length(): number {
     return this.#tokens.length;
   }
