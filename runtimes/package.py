@@ -93,15 +93,9 @@ class Package:
         try:
             if not inside(self.folder, self.folder / "tokenizer.json"):
                 raise FileNotFoundError
-            return Tokenizer(self.folder)
+            return Tokenizer(self.folder, self.manifest.vocab_size)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: the package has no tokenizer.json") from error
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # the library's; where its Rust panics it is no Exception
-            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            path = self.folder / "tokenizer.json"
-            raise UserError(f"{path}: cannot be read as a tokenizer ({line})") from error
 
     @_LoadedOnce
     def harmony(self) -> Harmony:

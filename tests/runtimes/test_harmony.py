@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import random
 from collections.abc import Sequence
@@ -18,56 +17,20 @@ import transformers
 
 from gptoss_onnx.runtimes.harmony import CHANNELS, Harmony, Message, SystemPrompt, Tool
 from gptoss_onnx.runtimes.harmony_tools import BROWSER_TOOL, PYTHON_TOOL, ToolNamespace
-from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET, Tokenizer
-from tests.runtimes.conftest import O200K
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
+from tests.o200k import o200k
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"
 SYSTEM = SystemPrompt(date="2026-01-31")
 BROWSER = reference.ToolNamespaceConfig.browser()
 PYTHON = reference.ToolNamespaceConfig.python()
-# o200k_harmony's special tokens in the order of their ids, from 199998.
-NAMED = {
-    199998: "<|startoftext|>",
-    199999: "<|endoftext|>",
-    200002: "<|return|>",
-    200003: "<|constrain|>",
-    200005: "<|channel|>",
-    200006: "<|start|>",
-    200007: "<|end|>",
-    200008: "<|message|>",
-    200012: "<|call|>",
-}
 
 
 @pytest.fixture(scope="session")
-def harmony(ranks: Path) -> Harmony:
+def harmony() -> Harmony:
     """Our side: the same ranks as a tokenizer.json."""
-    if not (ranks / "tokenizer.json").exists():
-        lines = (ranks / "o200k_base.tiktoken").read_bytes().splitlines()
-        _tokenizer_json([base64.b64decode(line.split()[0]) for line in lines])
-    return Harmony(Tokenizer(ranks))
-
-
-def _tokenizer_json(pieces: list[bytes]) -> None:
-    alphabet = {byte: char for char, byte in BYTE_ALPHABET.items()}
-    names = {piece: "".join(alphabet[byte] for byte in piece) for piece in pieces}
-    merges = []
-    for piece in pieces:
-        # tiktoken joins any two neighbours whose union is a token: every split is a merge.
-        for cut in range(1, len(piece)):
-            if piece[:cut] in names and piece[cut:] in names:
-                merges.append((names[piece[:cut]], names[piece[cut:]]))
-    vocabulary = {names[piece]: rank for rank, piece in enumerate(pieces)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-    # The demo splits text as o200k does; here that is put to the test.
-    demo = tokenizers.Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    tokenizer.pre_tokenizer = demo.pre_tokenizer
-    special = [NAMED.get(index, f"<|reserved_{index}|>") for index in range(199998, 200013)]
-    tokenizer.add_special_tokens(special)
-    partial = O200K / "tokenizer.tmp"
-    tokenizer.save(str(partial))
-    partial.replace(O200K / "tokenizer.json")
+    return Harmony(Tokenizer(o200k()))
 
 
 def expected(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
+import transformers
 
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from tests.vectors.tokenizer_files import VOCAB_SIZE, tokenizer_files
 
 DEMO = Path(__file__).parents[2] / "demo"
 TEXTS = [
@@ -43,15 +49,64 @@ def test_special_tokens_are_never_encoded_from_text(demo: Tokenizer) -> None:
     assert not special & set(demo.encode(text))
 
 
-def test_added_tokens_not_flagged_special_stay_text_too(tmp_path: Path) -> None:
+def test_only_special_added_tokens_are_reserved(tmp_path: Path) -> None:
     raw = tokenizers.Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    raw.add_tokens([tokenizers.AddedToken("<|tool|>", special=False, normalized=False)])
+    raw.add_tokens([tokenizers.AddedToken("<tool_x>", special=False, normalized=False)])
+    raw.add_special_tokens(["<|tool|>"])
     raw.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path)
-    added = tokenizer.special("<|tool|>")
-    assert added in raw.encode("a<|tool|>b").ids
-    assert added not in tokenizer.encode("a<|tool|>b")
-    assert tokenizer.decode(tokenizer.encode("a<|tool|>b")) == "a<|tool|>b"
+    text = "a<tool_x>b<|tool|>"
+    ids = tokenizer.encode(text)
+    assert raw.token_to_id("<tool_x>") in ids
+    assert tokenizer.special("<|tool|>") not in ids
+    assert tokenizer.decode(ids) == tokenizer.show(ids) == text
+    assert tokenizer.decode([4096, 4097]) == "<tool_x>"
+    assert tokenizer.show([4096, 4097]) == "<tool_x><|tool|>"
+    assert not tokenizer.has_special("<tool_x>")
+    with pytest.raises(ValueError, match="no special token <tool_x>"):
+        tokenizer.special("<tool_x>")
+
+
+def test_harmonys_marks_that_are_not_special_are_none(tmp_path: Path) -> None:
+    """Else a user could write them."""
+    content = json.loads((DEMO / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] &= token["content"] != "<|start|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no special token <\|start\|>"):
+        Harmony(Tokenizer(tmp_path))
+
+
+CASES = tokenizer_files()
+
+
+@pytest.mark.parametrize("case", CASES["read"], ids=[case["name"] for case in CASES["read"]])
+def test_files_are_read_as_transformers_does(case: dict[str, Any], tmp_path: Path) -> None:
+    text = (DEMO / "tokenizer.json").read_text(encoding="utf-8")
+    content = json.loads(text.replace(case["find"], case["replace"], 1))
+    # transformers knows added tokens by their ids; the library numbers them in the file's order.
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_bytes((DEMO / "tokenizer_config.json").read_bytes())
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for row in case["encode"]:
+        found = reference(row["text"], add_special_tokens=False, split_special_tokens=True)
+        assert row["ids"] == found["input_ids"], row["text"]
+    for row in case["decode"]:
+        known = [token for token in row["ids"] if 0 <= token < VOCAB_SIZE]
+        shown = reference.decode(known, skip_special_tokens=True)
+        # It takes an added token of Latin letters for bytes, so "中é" alone is right in both.
+        assert row["text"] == shown, row["ids"]
+
+
+@pytest.mark.parametrize("case", CASES["damaged"], ids=[c["name"] for c in CASES["damaged"]])
+def test_a_damaged_file_is_refused_in_one_line(case: dict[str, str], tmp_path: Path) -> None:
+    text = (DEMO / "tokenizer.json").read_text(encoding="utf-8")
+    assert case["find"] in text
+    changed = text.replace(case["find"], case["replace"], 1)
+    (tmp_path / "tokenizer.json").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^\S+tokenizer\.json: [^\n]+$"):
+        Tokenizer(tmp_path, VOCAB_SIZE)
 
 
 def test_nothing_is_added_cut_or_padded(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from gptoss_onnx.runtimes.reply import ToolCall, read_reply
 from gptoss_onnx.runtimes.sampling import Sampler, Sampling, SplitMix64
 from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.stream_parser import Event, StreamParser
-from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
+from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from gptoss_onnx.runtimes.tool_schema import typescript
 from tests.runtimes.schemas import NUMBERS, make_schema
 from tests.runtimes.test_harmony import CONVERSATIONS, OTHERS
@@ -43,6 +44,7 @@ from tests.runtimes.test_tokenizer import TEXTS
 from tests.runtimes.tool_cases import REFUSED, SYSTEMS, make_system, make_tool
 from tests.runtimes.tool_cases import TOOLS as TOOL_CASES
 from tests.vectors.session import session_vectors
+from tests.vectors.tokenizer_files import pieces, tokenizer_files
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parents[1] / "demo"
@@ -104,24 +106,19 @@ QUESTIONS = [
 
 def tokenization() -> Json:
     tokenizer = Tokenizer(DEMO)
-    pieces = random.Random(5)
+    draw = random.Random(5)
     streams = [tokenizer.encode("naïve 你好 👩‍👩‍👧‍👦 🎉"), [*range(4080, 4100), -1, 5000]]
     streams.append(tokenizer.encode("\ufeffa byte order mark is a character"))
     # Bytes in any order: most are no UTF-8.
-    streams += [[pieces.randrange(256) for _ in range(40)] for _ in range(12)]
+    streams += [[draw.randrange(256) for _ in range(40)] for _ in range(12)]
     return {
         "tokenizer": "demo/tokenizer.json",
         "encode": [{"text": t, "ids": tokenizer.encode(t)} for t in [*TEXTS, *MORE_TEXTS]],
         "decode": [
-            {"ids": ids, "text": tokenizer.decode(ids), "pieces": _pieces(tokenizer, ids)}
+            {"ids": ids, "text": tokenizer.decode(ids), "pieces": pieces(tokenizer, ids)}
             for ids in streams
         ],
     }
-
-
-def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    decoder = IncrementalDecoder(tokenizer)
-    return [*map(decoder.feed, ids), decoder.finish()]
 
 
 def harmony() -> Json:
@@ -338,6 +335,7 @@ def answers(package: Package) -> Json:
 
 FILES: dict[str, Callable[[], Json]] = {
     "tokenization.json": tokenization,
+    "tokenizer_files.json": tokenizer_files,
     "harmony.json": harmony,
     "tools.json": tools,
     "stream_parse.json": stream_parse,
@@ -366,8 +364,6 @@ def text(content: Json) -> str:
 
 
 def main() -> None:
-    import tempfile
-
     from tests.conftest import export_demo
 
     for name, make in FILES.items():

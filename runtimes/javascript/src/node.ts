@@ -5,7 +5,6 @@ import { readFile, realpath, stat } from "node:fs/promises";
 import { join, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import * as tokenizers from "@huggingface/tokenizers";
 import type { InferenceSession } from "onnxruntime-common";
 
 import { type Backend, type Graph, HostKv } from "./backend.js";
@@ -37,7 +36,7 @@ export class GptOss extends Model {
     }
     const ort = await importRuntime();
     const path = join(root, "manifest.json");
-    const text = await readOptional(path);
+    const text = (await readOptional(path))?.toString();
     if (text === undefined) throw new UserError(`${path}: no such file; ${root} is not a package`);
     const version = ort.env.versions.node ?? ort.env.versions.common;
     const manifest = parseManifest(text, path, {
@@ -52,11 +51,11 @@ export class GptOss extends Model {
     await checkSizes(root, manifest);
     if (verify) await checkHashes(root, manifest, onProgress, signal);
     signal?.throwIfAborted();
-    const vocabulary = await readText(root, "tokenizer.json");
+    const vocabulary = await readPart(root, "tokenizer.json");
     if (vocabulary === undefined) throw new UserError(`${root}: the package has no tokenizer.json`);
-    const tokenizer = new Tokenizer(vocabulary, tokenizers);
-    const config = await readText(root, "config.json");
-    const generationConfig = await readText(root, "generation_config.json");
+    const tokenizer = new Tokenizer(vocabulary, manifest.vocab_size);
+    const config = (await readPart(root, "config.json"))?.toString();
+    const generationConfig = (await readPart(root, "generation_config.json"))?.toString();
     onProgress?.({ stage: "prepare", loaded: 0, total: 0 });
     const graph = await load(ort, root, manifest, threads);
     const backend: Backend = {
@@ -93,9 +92,9 @@ function folderPath(folder: string | URL): string {
   return text;
 }
 
-async function readOptional(path: string): Promise<string | undefined> {
+async function readOptional(path: string): Promise<Buffer | undefined> {
   try {
-    return await readFile(path, "utf8");
+    return await readFile(path);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
     if (code === "ENOENT" || code === "ENOTDIR") return undefined;
@@ -104,7 +103,7 @@ async function readOptional(path: string): Promise<string | undefined> {
 }
 
 /** A file of the package; undefined where there is none, or a link out of it. */
-async function readText(root: string, name: string): Promise<string | undefined> {
+async function readPart(root: string, name: string): Promise<Buffer | undefined> {
   const path = join(root, name);
   const found = await stat(path).catch(() => undefined);
   return found?.isFile() && (await isInside(root, path)) ? readOptional(path) : undefined;

@@ -24,12 +24,12 @@ export class PackageFiles {
     return Object.hasOwn(this.#entries, name);
   }
 
-  async text(name: string): Promise<string> {
-    return new TextDecoder().decode(await this.#get(name));
+  bytes(name: string): Promise<Uint8Array> {
+    return this.#get(name);
   }
 
   async optionalText(name: string): Promise<string | undefined> {
-    return this.has(name) ? this.text(name) : undefined;
+    return this.has(name) ? new TextDecoder().decode(await this.#get(name)) : undefined;
   }
 
   /** A graph and its data, side by side with `others`, which may be absent. */

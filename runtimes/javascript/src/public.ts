@@ -18,6 +18,6 @@ export { type Kind, type Piece, StreamParser } from "./parser.js";
 export { type ChatFinishReason, ReplyReader, type ToolCallEvent } from "./reply.js";
 export { Sampler, type Sampling, SplitMix64 } from "./sampling.js";
 export { Session } from "./session.js";
-export { IncrementalDecoder, Tokenizer, type TokenizerLibrary } from "./tokenizer.js";
+export { IncrementalDecoder, Tokenizer } from "./tokenizer.js";
 export { type SystemPrompt } from "./system.js";
 export { type JsonSchema, type Tool, type ToolNamespace } from "./tools.js";

@@ -9,7 +9,7 @@ import type { LoadOptions } from "./web.js";
 export interface RemoteLoadOptions extends LoadOptions {
   /** One that imports "gptoss-onnx/worker"; this package's own file when left out. */
   worker?: Worker;
-  /** Only its URL crosses into a worker, where import maps do not hold: give `tokenizers` too. */
+  /** Only its URL crosses into a worker, where import maps do not hold. */
   ort?: string;
 }
 

@@ -14,7 +14,6 @@ import {
   type RuntimeOptions,
   findDevice,
   importRuntime,
-  importTokenizers,
 } from "./web_runtime.js";
 
 export * from "./public.js";
@@ -46,10 +45,7 @@ export class GptOss extends Model {
     const { onProgress, signal } = options;
     const base = new URL(`${String(url).replace(/\/+$/, "")}/`, globalThis.location?.href);
     const device = await findDevice(options.backend ?? "auto");
-    const [ort, library] = await Promise.all([
-      importRuntime(device.whyNot ? "wasm" : "webgpu", options),
-      importTokenizers(options),
-    ]);
+    const ort = await importRuntime(device.whyNot ? "wasm" : "webgpu", options);
     let [loaded, files] = [0, undefined as PackageFiles | undefined];
     const onBytes = (file: string, bytes: number) => {
       loaded += bytes;
@@ -72,7 +68,7 @@ export class GptOss extends Model {
     const [{ manifest }] = attempts;
     files = new PackageFiles(base, downloader, manifest.files);
     await files.graph(manifest.graph, TEXTS);
-    const tokenizer = new Tokenizer(await files.text("tokenizer.json"), library);
+    const tokenizer = new Tokenizer(await files.bytes("tokenizer.json"), manifest.vocab_size);
     const config = await files.optionalText("config.json");
     const generationConfig = await files.optionalText("generation_config.json");
     await downloader.keepManifest(text);

@@ -1,7 +1,6 @@
-/** What a page computes with: a device, onnxruntime-web, the tokenizer's library. */
+/** What a page computes with: a device and onnxruntime-web. */
 import { UserError, firstLine } from "./errors.js";
 import { importUrl } from "./import_url.js";
-import type { TokenizerLibrary } from "./tokenizer.js";
 
 export type Ort = typeof import("onnxruntime-common");
 export type Provider = "webgpu" | "wasm";
@@ -12,8 +11,6 @@ export interface RuntimeOptions {
    * `onnxruntime-web/webgpu` or `onnxruntime-web/wasm` when left out.
    */
   ort?: Ort | string;
-  /** URL of @huggingface/tokenizers' file; imported under that name when left out. */
-  tokenizers?: string;
   /** Where the runtime's own .wasm and .mjs files are, when not beside it. */
   wasmPaths?: string | { mjs?: string; wasm?: string };
   /** WebAssembly threads; they need a page that is cross-origin isolated. */
@@ -55,27 +52,13 @@ export async function importRuntime(
       } else if (provider === "webgpu") found = (await import("onnxruntime-web/webgpu")) as Ort;
       else found = (await import("onnxruntime-web/wasm")) as Ort;
     } catch (error) {
-      throw missing("onnxruntime-web", "ort", error);
+      throw new UserError(
+        `onnxruntime-web cannot be loaded (${firstLine(error)}): install it, or say where it is ` +
+          "with the option ort",
+      );
     }
   }
   if (wasmPaths) found.env.wasm.wasmPaths = wasmPaths;
   if (threads) found.env.wasm.numThreads = threads;
   return found;
-}
-
-export async function importTokenizers(options: RuntimeOptions): Promise<TokenizerLibrary> {
-  const { tokenizers } = options;
-  try {
-    if (tokenizers) return await importUrl(tokenizers);
-    return await import("@huggingface/tokenizers");
-  } catch (error) {
-    throw missing("@huggingface/tokenizers", "tokenizers", error);
-  }
-}
-
-function missing(name: string, option: string, error: unknown): UserError {
-  return new UserError(
-    `${name} cannot be loaded (${firstLine(error)}): install it, or say where it is with the ` +
-      `option ${option}`,
-  );
 }

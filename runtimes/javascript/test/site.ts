@@ -120,10 +120,7 @@ export async function openPage(browser: Browser, site: Site): Promise<Page> {
   await page.evaluate(`(async () => {
     globalThis.gptoss = await import("/runtimes/javascript/dist/web.js");
     const modules = location.origin + "/runtimes/javascript/node_modules/";
-    globalThis.options = {
-      ort: modules + "onnxruntime-web/dist/",
-      tokenizers: modules + "@huggingface/tokenizers/dist/tokenizers.min.mjs",
-    };
+    globalThis.options = { ort: modules + "onnxruntime-web/dist/" };
   })()`);
   return page;
 }
