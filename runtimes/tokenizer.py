@@ -73,7 +73,7 @@ class Tokenizer:
             raise
         except BaseException as error:  # where its Rust panics it is no Exception
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{self._path}: {line}") from error
+            raise UserError(f"{self._path}: cannot be read as a tokenizer ({line})") from error
         library.no_truncation()
         library.no_padding()
         library.encode_special_tokens = True  # as characters

@@ -52,7 +52,7 @@ class TokenizerFile:
             ids, added = _vocabulary(content), _added_tokens(content)
             _check_ids(ids, added, vocab_size)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: cannot be read as a tokenizer ({error})") from error
         return cls(content, ids, added, merges)
 
 
