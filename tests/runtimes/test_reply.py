@@ -61,6 +61,12 @@ FOLLOWED: dict[str, tuple[str, FinishReason, list[Message]]] = {
         "stop",
         [result("get_weather"), result("f")],
     ),
+    "results of two calls named alike": (
+        CALL.format("functions.get_weather").replace("<|call|>", "<|end|><|start|>assistant")
+        + CALL.format("get_weather"),
+        "stop",
+        [result("get_weather"), result("functions.get_weather")],
+    ),
     "call without to=, its result": (
         "<|channel|>commentary get_weather <|constrain|>json<|message|>{}<|call|>",
         "stop",
@@ -179,6 +185,14 @@ TOLD = "<|start|>{} to=assistant<|channel|>commentary<|message|>sun<|end|><|star
         ("result by a short name", CALL.format("functions.f") + TOLD.format("functions.f")),
         ("result by a long name", CALL.format("get_weather") + TOLD.format("get_weather")),
         ("result by its exact name", CALL.format("files.read") + TOLD.format("files.read")),
+        (
+            "results of two calls named alike",
+            CALL.format("functions.get_weather")
+            + "<|start|>assistant"
+            + CALL.format("get_weather")
+            + TOLD.format("get_weather").removesuffix("<|start|>assistant")
+            + TOLD.format("functions.get_weather"),
+        ),
         ("call without to=, its result", CALL.format("get_weather") + TOLD.format("get_weather")),
         (
             "answered call",
