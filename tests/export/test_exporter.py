@@ -265,3 +265,21 @@ def test_peak_memory(packed: Path, large: Path, tmp_path: Path) -> None:
     assert output.is_dir()
     before, after = (int(line.split()[1]) for line in done.stdout.splitlines() if line)
     assert after - before < ADDED_KB
+
+
+def test_only_what_the_export_made_is_in_the_manifest(tmp_path: Path, demo: Path) -> None:
+    """And all of it: a file that lies there beside is nobody's."""
+    strays: list[Path] = []
+
+    def stray(stage: str, done: int, total: int) -> None:
+        if stage == "weights" and not strays:
+            (folder,) = tmp_path.glob(".package.*")
+            strays.append(folder / "notes.txt")
+            strays[0].write_text("mine")
+
+    made = Options(get_target("cpu"), Quantization.parse("int4", ()))
+    export(open_checkpoint(str(demo)), made, tmp_path / "package", stray)
+    there = {path.name for path in (tmp_path / "package").iterdir()}
+    listed = set(json.loads((tmp_path / "package" / "manifest.json").read_text())["files"])
+    assert strays
+    assert there - listed == {"manifest.json", "notes.txt"}

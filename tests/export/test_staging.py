@@ -176,3 +176,28 @@ def test_a_disk_that_fills_up_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left"):
         write(tmp_path / "package", fail=full)
     assert os.listdir(tmp_path) == []
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync, rename = set[int](), os.fsync, Path.rename
+
+    def watched(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def renamed(folder: Path, target: Path) -> Path:
+        inside = [folder, *folder.rglob("*")]
+        assert len(inside) == 4
+        assert {path.stat().st_ino for path in inside} <= synced
+        return rename(folder, target)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "rename", renamed)
+    with staged(tmp_path / "package") as prepare:
+        folder = prepare(0)
+        (folder / "sub").mkdir()
+        for name in (MANIFEST, "sub/data"):
+            (folder / name).write_text("{}")
+    assert tmp_path.stat().st_ino in synced
