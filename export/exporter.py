@@ -19,7 +19,7 @@ from gptoss_onnx.export.model_card import model_card, unmeasured_page
 from gptoss_onnx.export.package_files import copy_files, load_harmony, write_json
 from gptoss_onnx.export.plan import GRAPH, Options, Plan, plan, summary
 from gptoss_onnx.export.staging import staged
-from gptoss_onnx.export.tokenizer_graph import tokenizer_graph
+from gptoss_onnx.export.tokenizer_graph import FILES_ALONE, tokenizer_graph
 from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import DataWriter
 from gptoss_onnx.graph_passes.weights import StreamedTensor, View
@@ -73,7 +73,7 @@ def write_package(
         check_packed(checkpoint)
     links = link_files(made.linked, folder)
     copied = copy_files(checkpoint, folder)
-    tokenizer = tokenizer_graph(folder, folder)
+    tokenizer = tokenizer_graph(folder, folder) if options.tokenizer_graph else FILES_ALONE
     content = manifest(made, name, tokenizer, sorted(links.values()))
     card = model_card(made, content)
     total = sum(t.nbytes for t in made.tensors)

@@ -47,6 +47,9 @@ class Options:
     kv: str | None = None  # KV cache: "float", "int8"; None: the target's own
     kv_max: Mapping[str, Any] | None = None  # what the scales of int8 come from (`QuantizeKv`)
     kv_calibration: Mapping[str, Any] | None = None  # what `kv_max` is of
+    tokenizer_graph: bool = (
+        False  # the tokenizer as graphs of onnxruntime-extensions beside its files
+    )
     full_kv: bool = False  # sliding layers keep the whole sequence: for callers that concatenate
 
     @property

@@ -104,6 +104,11 @@ def main() -> None:
     is_flag=True,
     help="Full-length KV on sliding layers, for optimum and onnxruntime-genai.",
 )
+@click.option(
+    "--tokenizer-graph",
+    is_flag=True,
+    help="Also the tokenizer as ONNX graphs; the manifest says which texts they read otherwise.",
+)
 @click.option("--all-logits", is_flag=True, help="Logits of every token, not only the last.")
 @click.option("--max-memory", metavar="SIZE", help="What a phone has for the app, as 6GB.")
 @click.option(

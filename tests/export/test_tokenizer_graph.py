@@ -21,6 +21,8 @@ from gptoss_onnx.export.tokenizer_graph import (
     session,
     tokenizer_graph,
 )
+from tests.conftest import export_demo
+from tests.o200k import o200k
 
 # Inclusive ranges of code points.
 ALPHABETS = {
@@ -175,3 +177,23 @@ def test_a_tokenizer_the_ops_cannot_read_is_left_to_the_files(demo: Path, tmp_pa
     assert entry["use"] == "files"
     assert "cannot load it" in entry["reason"]
     assert list(folder.iterdir()) == []
+
+
+def test_it_is_in_a_package_where_it_is_asked_for(tmp_path: Path) -> None:
+    for asked in (False, True):
+        package = export_demo(tmp_path / str(asked), tokenizer_graph=asked)
+        manifest = json.loads((package / "manifest.json").read_text())
+        assert [(package / name).exists() for name in (ENCODER, DECODER)] == [asked, asked]
+        assert manifest["tokenizer"]["use"] == ("graph" if asked else "files")
+
+
+def test_the_real_vocabularys_differences_are_found(demo: Path, tmp_path: Path) -> None:
+    """onnxruntime-extensions splits line ends otherwise: the manifest says that files are right."""
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    for made in (source, folder):
+        made.mkdir()
+    shutil.copy(o200k() / "tokenizer.json", source)
+    shutil.copy(demo / "tokenizer_config.json", source)
+    entry = tokenizer_graph(source, folder)
+    assert entry["use"] == "files"
+    assert {"a;\n//b\r\n/c", "x\n\t\n\t\ty", "}\n\n//\n/"} <= set(entry["differs"])
