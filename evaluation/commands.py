@@ -16,7 +16,7 @@ from gptoss_onnx.runtimes.console import (
     table,
     threads_option,
 )
-from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import INSTALL, UserError
 
 
 @click.command("eval")
@@ -79,7 +79,8 @@ def lm_eval_command(arguments: tuple[str, ...]) -> None:
     try:
         from gptoss_onnx.evaluation.lm_harness import run
     except ModuleNotFoundError as error:
-        raise UserError(f"this needs {error.name}: pip install 'gptoss-onnx[lm-eval]'") from error
+        how = INSTALL.format(extra="lm-eval")
+        raise UserError(f"this needs {error.name}: {how}") from error
     run(arguments)
 
 

@@ -22,7 +22,7 @@ from gptoss_onnx.runtimes.console import (
     stage_progress,
     table,
 )
-from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.errors import INSTALL, UserError
 
 
 class _Commands(click.Group):
@@ -35,7 +35,7 @@ class _Commands(click.Group):
         except UserError as error:
             fail(str(error))
         except ModuleNotFoundError as error:  # the runtime was installed alone
-            fail(f"this needs {error.name}: pip install 'gptoss-onnx[export]'")
+            fail(f"this needs {error.name}: {INSTALL.format(extra='export')}")
         except KeyboardInterrupt:
             fail("interrupted; nothing was left behind")
 

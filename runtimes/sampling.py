@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ _MASK = (1 << 64) - 1
 class Sampling:
     """How tokens are chosen. The defaults sample from the model's own distribution.
 
-    `temperature` 0 or `do_sample` False is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and
-    `repetition_penalty` 1 are off; `seed` None is a new one each time. UserError for a value that
-    is out of range.
+    `temperature` 0 or `do_sample` False is greedy; `top_k` 0 or -1, `top_p` 1, `min_p` 0 and
+    `repetition_penalty` 1 are off; `seed` None is a new one each time. UserError for a value of
+    another type or out of range.
     """
 
     temperature: float = 1.0
@@ -38,12 +39,18 @@ class Sampling:
             if not right:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be {wanted}")
 
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            require(name, isinstance(value, Real) and not isinstance(value, bool), "a number")
         right_seed = self.seed is None or (_whole(self.seed) and 0 <= self.seed <= _MASK)
         require("temperature", 0 <= self.temperature < math.inf, "0 or more")
-        require("top_k", _whole(self.top_k) and self.top_k >= 0, "a whole number, 0 or more")
+        require(
+            "top_k", _whole(self.top_k) and self.top_k >= -1, "a whole number; 0 and -1 are off"
+        )
         require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
         require("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0")
+        require("do_sample", isinstance(self.do_sample, bool), "true or false")
         require("seed", right_seed, "a whole number from 0 to 2^64 - 1")
 
     @property

@@ -66,6 +66,19 @@ def test_every_command_of_make_is_there() -> None:
     assert {"export", "chat", "test-fast"} <= named <= known
 
 
+def test_nothing_is_promised_of_a_registry() -> None:
+    """Neither pip nor npm knows our names: what is installed is a clone, or made from one."""
+    promise = re.compile(r"(?:pip|npm) install [^\n`]*?(?<![\w/.-])gptoss-onnx(?![\w-])")
+    assert promise.search("pip install 'gptoss-onnx[export]'")
+    assert promise.search("npm install gptoss-onnx onnxruntime-node")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    kinds = (".py", ".ts", ".mjs", ".md", ".kt", ".swift", ".toml", "Makefile")
+    files = [n for n in listed.stdout.split() if n.endswith(kinds) and n != "tests/test_readme.py"]
+    assert len(files) > 200
+    found = {n for n in files if promise.search((ROOT / n).read_text(encoding="utf-8"))}
+    assert found == set()
+
+
 def test_every_link_leads_somewhere() -> None:
     files = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
     assert len(files) > 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -166,10 +167,19 @@ def test_a_tiny_temperature_is_greedy() -> None:
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")),
-        ("top_k", -1), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.01), ("min_p", -0.1),
+        ("top_k", -2), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.01), ("min_p", -0.1),
         ("min_p", 1.1), ("repetition_penalty", 0.0), ("seed", -1), ("seed", 2**64), ("seed", 0.5),
+        ("temperature", "0.7"), ("temperature", None), ("top_p", True), ("min_p", [1]),
+        ("repetition_penalty", "1"), ("top_k", "5"), ("top_k", True), ("do_sample", "no"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"^{name} is {value}: it must be "):
+    with pytest.raises(UserError, match=f"^{name} is {re.escape(str(value))}: it must be "):
         Sampling(**{name: value})
+
+
+def test_top_k_of_minus_one_is_off() -> None:
+    """As in other tools."""
+    scores = logits(4)
+    off, minus_one = (Sampler(Sampling(top_k=k, seed=3), []) for k in (0, -1))
+    assert [off.next(scores) for _ in range(9)] == [minus_one.next(scores) for _ in range(9)]

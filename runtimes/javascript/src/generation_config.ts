@@ -11,7 +11,7 @@ const checkSampling = object({
   "top_p?": SETTINGS.topP,
   "min_p?": SETTINGS.minP,
   "repetition_penalty?": SETTINGS.repetitionPenalty,
-  "top_k?": whole(-1), // 0 and -1 are off
+  "top_k?": SETTINGS.topK,
   "do_sample?": flag,
 });
 const id = whole(0, 2 ** 31 - 1);

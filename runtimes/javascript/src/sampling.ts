@@ -5,7 +5,7 @@ import { UserError } from "./errors.js";
 /**
  * How tokens are chosen. The defaults sample from the model's own distribution.
  *
- * `temperature` 0 or `doSample` false is greedy; `topK` 0, `topP` 1, `minP` 0 and
+ * `temperature` 0 or `doSample` false is greedy; `topK` 0 or -1, `topP` 1, `minP` 0 and
  * `repetitionPenalty` 1 are off; without `seed` it is a new one each time.
  */
 export interface Sampling {
@@ -29,7 +29,7 @@ export const SETTINGS = {
   topP: number(" above 0 and at most 1", (value) => value > 0 && value <= 1),
   minP: number(" from 0 to 1", (value) => value >= 0 && value <= 1),
   repetitionPenalty: number(" above 0", (value) => value > 0),
-  topK: whole(),
+  topK: whole(-1), // 0 and -1 are off
 };
 const checkSettings = object(SETTINGS);
 

@@ -481,7 +481,7 @@ describe("what cannot be used says why in one line", () => {
   });
 
   test("settings out of range", () => {
-    for (const options of [{ temperature: -1 }, { topP: 0 }, { topK: 1.5 }, { seed: -1 }]) {
+    for (const options of [{ temperature: -1 }, { topP: 0 }, { topK: 1.5 }, { topK: -2 }, { seed: -1 }]) {
       expect(() => model.generate([1], { sampling: options })).toThrow(UserError);
     }
     expect(() => model.generate([])).toThrow("the prompt is empty");

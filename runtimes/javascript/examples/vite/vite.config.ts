@@ -5,7 +5,7 @@ import { defineConfig } from "vite";
 const folder = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
 export default defineConfig({
-  // In an app of yours this is `npm install gptoss-onnx onnxruntime-web`, and none of the next lines.
+  // In an app of yours this is `npm install` of what `make npm-package` makes, and of onnxruntime-web, and none of the next lines.
   server: { fs: { allow: [folder("../..")] } },
   resolve: {
     alias: [
