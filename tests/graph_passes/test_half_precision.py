@@ -45,7 +45,7 @@ def lowered(checkpoint: Checkpoint, traced: ir.Model) -> Lower:
         bind(model, checkpoint)
         quantization = uniform("test", INT4 if form is MXFP4 else form, experts=form)
         rules(RMS_NORM, SKIP_RMS_NORM)(model)
-        LowerAttention(quantization, False)(model)
+        LowerAttention(quantization, [None] * LAYERS)(model)
         if routed:
             RouteExperts(quantization)(model)
         else:

@@ -16,7 +16,7 @@ from gptoss_onnx.graph_passes.lower_attention import LowerAttention
 from gptoss_onnx.graph_passes.lower_moe import LowerMoE
 from gptoss_onnx.graph_passes.quantization import FP32, uniform
 from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
-from tests.graph_passes.conftest import TOLERANCE, difference, ops
+from tests.graph_passes.conftest import LAYERS, TOLERANCE, difference, ops
 
 FLOAT = uniform("test", FP32)
 Make = Callable[..., onnxruntime.InferenceSession]
@@ -29,7 +29,7 @@ def make(checkpoint: Checkpoint, traced: ir.Model) -> Make:
     def session(*, padded: bool | None) -> onnxruntime.InferenceSession:
         model = traced.clone()
         bind(model, checkpoint)
-        LowerAttention(FLOAT, False, query_seqlens=bool(padded))(model)
+        LowerAttention(FLOAT, [None] * LAYERS, query_seqlens=bool(padded))(model)
         LowerMoE(FLOAT)(model)
         if padded is not None:
             assert LastTokenLogits(padded)(model) == 1
@@ -92,7 +92,7 @@ def test_canary_a_count_from_the_end_of_a_fixed_mask_is_wrong(make: Make) -> Non
 def test_nothing_is_counted_for_the_last_slot(checkpoint: Checkpoint, traced: ir.Model) -> None:
     model = traced.clone()
     bind(model, checkpoint)
-    LowerAttention(FLOAT, False, query_seqlens=False)(model)
+    LowerAttention(FLOAT, [None] * LAYERS, query_seqlens=False)(model)
     before = ops(model)
     LastTokenLogits(False)(model)
     assert ops(model) - before == {"Slice": 1}

@@ -38,7 +38,7 @@ def kv_max() -> KvMax:
 
 @pytest.fixture
 def lowered(model: ir.Model) -> ir.Model:
-    LowerAttention(uniform("test", FP32), True)(model)
+    LowerAttention(uniform("test", FP32), [16, None, 16])(model)
     return model
 
 

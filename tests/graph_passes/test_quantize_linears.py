@@ -22,7 +22,7 @@ LINEARS = 2 * LAYERS + 1  # o_proj and router a layer, lm_head
 @pytest.fixture
 def lowered(model: ir.Model) -> ir.Model:
     """Without q, k and v, which go with attention."""
-    LowerAttention(uniform("test", FP32), False)(model)
+    LowerAttention(uniform("test", FP32), [None] * LAYERS)(model)
     return model
 
 
