@@ -25,6 +25,7 @@ ADDED: list[Json] = [
     {"content": "<|hidden|>", "special": True},
     {"content": "(a+b)*[c]?", "normalized": True, "rstrip": True},
     {"content": "hidden|><"},
+    {"content": "<norm>al", "normalized": True},
 ]
 ADDED_TEXTS = [
     "<tool_x>", "a<tool_x>b", "<tool_xy><tool_x>y", "<tool_<tool_x>>", "tool_x> <tool_x",
@@ -32,7 +33,7 @@ ADDED_TEXTS = [
     "<right>\u2028", "\ufeff<left>\ufeff<right>\ufeff",
     "xqw", "a xqw, words sxqw xqw_ xqw1 xqw! \u00b2xqw\u00bd xqw\u200d \u24b6xqw \u0301xqw",
     "<tool_x>xqw<tool_x>", "xqw<norm>xqw", "<norm>xqw", "\u2177xqw 中xqw xqw\U0001f150",
-    "<norm> <tool_x><norm>", "x 中é y", "x中éy", "  中é  中é  ",
+    "<norm> <tool_x><norm>", "<norm>al<norm>a", "x 中é y", "x中éy", "  中é  中é  ",
     "<|hidden|>", "a<|hidden|><tool_x>", "<|start|>assistant<|hidden|><right> <|end|>",
     "(a+b)*[c]?  x", "aab)*[c]", "<|hidden|><", "hidden|><", "\U0001f600<tool_x>\x00<tool_x>",
 ]  # fmt: skip
