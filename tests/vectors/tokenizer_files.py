@@ -107,6 +107,7 @@ DAMAGED = [
     ("a merge of a blank", '"merges": [', '"merges": ["ab",'),
     ("an id twice", '"#": 2,', '"#": 3,'),
     ("a hole", '"id": 4088,', '"id": 4110,'),
+    ("a hole below the last id", '"id": 4095,', '"id": 4100,'),
     ("a hole in the vocabulary", '"#": 2,', ""),
     ("an id below 0", '"#": 2,', '"#": -2,'),
     ("an id that is no whole number", '"#": 2,', '"#": 2.5,'),
