@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import DEMO, ROOT
 from tests.installed import installed
-from tests.mobile.bringing import App, Bringing
+from tests.mobile.bringing import COMPARISONS, App, Bringing
 from tests.mobile.kotlin import RUNTIME, UNITY, from_npm, only_x86_64_linux
 
 pytestmark = pytest.mark.slow
@@ -66,13 +66,13 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> SwiftPackage:
 def test_the_core_holds_to_the_vectors_and_gives_the_demos_answers(
     core: SwiftPackage, android: Path
 ) -> None:
-    assert core.check(DEMO, android) == ["872 passed, 0 failed"]
+    assert core.check(DEMO, android) == [f"{COMPARISONS} passed, 0 failed"]
 
 
 SLIPS = {
     "Sampler.swift": ("return z ^ (z >> 31)", "return z ^ (z >> 30)", "splitmix64 "),
     "Tokenizer.swift": ("merge.rank < best?.", "merge.rank > best?.", "encode "),
-    "StreamParser.swift": ("unicodeScalars.count > 256", "unicodeScalars.count > 255", "events "),
+    "StreamParser.swift": ("longestHeader = 256", "longestHeader = 255", "events "),
 }
 
 

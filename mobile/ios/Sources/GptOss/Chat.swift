@@ -53,15 +53,6 @@ public final class Model {
     }
 }
 
-public enum Finish { case stop, length, cancelled }
-
-/// How a reply ended.
-public struct Reply {
-    public let text: String
-    public let finish: Finish
-    public let tokens: [Int]
-}
-
 /// One conversation. One reply at a time, on a thread of the caller's that may wait.
 public final class Chat: @unchecked Sendable {
     /// What was said.
@@ -115,18 +106,11 @@ public final class Chat: @unchecked Sendable {
         guard prompt.count < session.maxLength else {
             throw UserError("the conversation is too long: start a new chat")
         }
-        let parser = StreamParser(model.tokenizer)
-        var tokens: [Int] = []
-        let finish = try generate(prompt) { token in
-            tokens.append(token)
-            parser.feed(token).forEach(onEvent)
-        }
-        parser.finish().forEach(onEvent)
-        let said = parser.messages.filter { $0.role == "assistant" && $0.recipient == nil }
-        // A reply that was cut keeps what a reader saw, not its reasoning.
-        messages += finish == .stop ? said : said.filter { $0.channel != "analysis" }
-        let final = said.filter { $0.channel == "final" }.map(\.content).joined()
-        return Reply(text: final, finish: finish, tokens: tokens)
+        let reply = Reply(model.tokenizer)
+        let finish = try generate(prompt) { reply.feed($0).forEach(onEvent) }
+        reply.finish(finish).forEach(onEvent)
+        messages += reply.messages
+        return reply
     }
 
     private func generate(_ prompt: [Int], _ onToken: (Int) -> Void) throws -> Finish {

@@ -1,18 +1,26 @@
-/// One message. A tool's result has the tool's name as role (`functions.weather`).
+/// One message. A tool's result has the tool's name as role (`functions.weather`). A call names its
+/// tool behind the channel, as models write it, or before it: `recipientInRole`.
 public struct Message: Equatable {
     public var role: String
     public var content: String
     public var channel: String?
     public var recipient: String?
     public var contentType: String?
+    public var recipientInRole: Bool
 
     public init(
         _ role: String, _ content: String, channel: String? = nil, recipient: String? = nil,
-        contentType: String? = nil
+        contentType: String? = nil, recipientInRole: Bool = false
     ) {
         (self.role, self.content, self.channel) = (role, content, channel)
         (self.recipient, self.contentType) = (recipient, contentType)
+        self.recipientInRole = recipientInRole
     }
+
+    public var isCall: Bool { role == "assistant" && !noTools.contains(recipient) }
+
+    /// `analysis`, `commentary`, `final`, or `call` on any channel.
+    public var kind: String { isCall ? "call" : channel ?? "final" }
 }
 
 /// What the system message says. `date` is ISO 8601.
@@ -36,6 +44,17 @@ let channelMark = "<|channel|>"
 let constrainMark = "<|constrain|>"
 let messageMark = "<|message|>"
 let stopMarks = ["<|return|>", "<|call|>", "<|endoftext|>"]
+/// The namespace of an application's own tools.
+let functions = "functions."
+// Those a message can be meant for without being a call.
+private let noTools: [String?] = [nil, "all", "assistant", "user"]
+private let speakers = ["system", "developer", "user", "assistant"]  // every other role is a tool
+
+/// Which of the names in `called` is meant by `name`: itself, or with or without `functions.`
+func calledName(_ name: String, _ called: [String]) -> String? {
+    let bare = name.begins(with: functions) ? String(name.unicodeScalars.dropFirst(functions.count)) : name
+    return [name, functions + name, bare].first(where: called.contains)
+}
 
 /// Conversations to token ids. What a user typed is text, and can never open a message.
 public struct Harmony {
@@ -55,18 +74,20 @@ public struct Harmony {
         if let instructions {
             head.append(Message("developer", "# Instructions\n\n\(instructions)"))
         }
-        let ids = try (head + withoutOldAnalysis(messages)).flatMap(render)
+        let ids = try (head + shown(messages)).flatMap(render)
         return try reply ? ids + [tokenizer.special("<|start|>")] + tokenizer.encode("assistant") : ids
     }
 
     private func render(_ message: Message) throws -> [Int] {
         var ids = try [tokenizer.special("<|start|>")] + tokenizer.encode(message.role)
-        if let recipient = message.recipient, recipient != "all" {
-            ids += tokenizer.encode(" to=\(recipient)")
-        }
+        var recipient: [Int] = []
+        if let name = message.recipient, name != "all" { recipient = tokenizer.encode(" to=\(name)") }
+        let inRole = message.channel == nil || message.role != "assistant" || message.recipientInRole
+        if inRole { ids += recipient }
         if let channel = message.channel {
             ids += try [tokenizer.special(channelMark)] + tokenizer.encode(channel)
         }
+        if !inRole { ids += recipient }
         if let type = message.contentType {
             if type.hasPrefix(constrainMark) {
                 ids += try tokenizer.encode(" ") + [tokenizer.special(constrainMark)]
@@ -81,10 +102,30 @@ public struct Harmony {
         return try ids + [tokenizer.special(calls ? "<|call|>" : "<|end|>")]
     }
 
-    /// Drops the reasoning of answered turns; that of a turn still calling tools stays.
-    private func withoutOldAnalysis(_ messages: [Message]) -> [Message] {
-        let last = messages.lastIndex { $0.role == "assistant" && $0.channel == "final" } ?? -1
-        return messages.enumerated()
-            .filter { $0.offset > last || $0.element.channel != "analysis" }.map(\.element)
+    /// What of a history the model is shown, with no call or result that lacks the other.
+    ///
+    /// The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls
+    /// stay with their results, on any channel; a call that had none when the user spoke again is
+    /// dropped. A result takes the name its call was made by.
+    private func shown(_ messages: [Message]) -> [Message] {
+        let last = messages.lastIndex { $0.role == "assistant" && $0.channel == "final" && !$0.isCall } ?? -1
+        var shown: [Message] = []
+        var waiting: [(place: Int, tool: String)] = []  // calls without a result
+        var dropped: Set<Int> = []
+        for (place, message) in messages.enumerated() {
+            if message.role == "assistant" && message.kind == "analysis" && place < last { continue }
+            var said = message
+            if message.isCall {
+                waiting.append((shown.count, message.recipient ?? ""))
+            } else if message.role == "user" {
+                dropped.formUnion(waiting.map(\.place))
+                waiting = []
+            } else if !speakers.contains(message.role), let name = calledName(message.role, waiting.map(\.tool)) {
+                waiting.remove(at: waiting.firstIndex { $0.tool == name } ?? 0)
+                said.role = name
+            }
+            shown.append(said)
+        }
+        return shown.enumerated().filter { !dropped.contains($0.offset) }.map(\.element)
     }
 }

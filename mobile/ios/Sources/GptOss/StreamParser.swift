@@ -1,27 +1,54 @@
-import Foundation
-
-/// A piece of a reply: whole characters of one channel.
+/// A piece of a reply: whole characters of one message, and what they are.
 public struct Event: Equatable {
-    public let channel: String
+    /// `analysis`, `commentary`, `final`, or `call` on any channel.
+    public let kind: String
     public let text: String
+    /// Pieces of one message have the same number, counted from 0 in a reply.
+    public let message: Int
+    /// The tool that a call is for: `text` is of its arguments.
+    public let recipient: String?
 }
+
+private let callMark = "<|call|>"
+private let answerEnds: Set<String?> = ["<|return|>", "<|endoftext|>"]
+private let others = ["user", "system", "developer", "tool"]
+/// Longer text that names the answer's or reasoning's channel, or none, is passed on as it comes
+/// instead of being held back for ever. Characters.
+private let longestHeader = 256
+/// Tools that take text as it stands, no JSON object.
+private let textTools = ["python"]
 
 /// Reads a reply token by token, from behind `<|start|>assistant`.
 ///
-/// Models leave the format now and then, so no sequence of tokens is an error: a header is read for
-/// what it holds, in any order, and text that never becomes a header is content.
+/// Models leave the format now and then, so no sequence of tokens is an error:
+///
+/// - a header is read for what it holds, in any order (`Header`);
+/// - a tool named without `to=` is called by a message that ends in `<|call|>`;
+/// - arguments without `<|message|>` begin at the first brace; without any there is no call;
+/// - text behind `<|channel|>` that names no channel is an answer only as the reply's last message;
+/// - what is written in another's name is a message of theirs and no event.
+///
+/// What cannot be told yet is held back until its message ends.
 public final class StreamParser {
     /// Those completed so far.
     public private(set) var messages: [Message] = []
     private let tokenizer: Tokenizer
+    private let tools: Set<String>
     private let marks: [Int: String]
     private var stream = Utf8Stream()
     private var role = "assistant"  // what the next message's author is known to be
     private var header: String? = ""  // nil while reading content
-    private var open = Message("assistant", "")
+    private var heldHeader = false  // beyond its longest
+    private var open = Header(channel: "final")
+    private var content = ""
+    private var unsaid = ""  // of it, what no event told yet
+    private var told = false  // whether one told any
+    private var count = 0  // the assistant's messages
+    private var answered = false
 
-    public init(_ tokenizer: Tokenizer) {
-        self.tokenizer = tokenizer
+    /// `tools` are the names of those that the model may call.
+    public init(_ tokenizer: Tokenizer, tools: Set<String> = []) {
+        (self.tokenizer, self.tools) = (tokenizer, tools)
         let names = ["<|start|>", "<|end|>", channelMark, constrainMark, messageMark] + stopMarks
         let found = names.compactMap { name in (try? tokenizer.special(name)).map { ($0, name) } }
         marks = Dictionary(found) { $1 }
@@ -30,136 +57,139 @@ public final class StreamParser {
     /// What `token` completes: mostly one event or none.
     public func feed(_ token: Int) -> [Event] {
         guard let mark = marks[token] else { return text(stream.feed(tokenizer.bytes(token))) }
-        var events = text(stream.finish())
+        let events = text(stream.finish())
         if header != nil && [channelMark, constrainMark, messageMark].contains(mark) {
             return events + text(mark)
         }
         if mark == constrainMark || mark == messageMark { return events }  // nothing amid content
-        let author = open.role
-        events += close()
+        let author = open.message.role
+        let closed = close(mark)
         if mark == channelMark {  // a message without an end before it: the same author goes on
             (role, header) = (author, channelMark)
         }
-        return events
+        return events + closed
     }
 
     /// What is left when the stream ends.
-    public func finish() -> [Event] { text(stream.finish()) + close() }
+    public func finish() -> [Event] { text(stream.finish()) + close(nil) }
 
     private func text(_ text: String) -> [Event] {
         if text.isEmpty { return [] }
-        guard let before = header else {
-            open.content += text
-            return [Event(channel: open.channel ?? "final", text: text)]
-        }
-        let said = before + text
-        header = said
+        guard let before = header else { return say(text) }
+        let so = before + text
+        header = so
         // Also the mark spelled in letters, which models that lost their special tokens write.
-        if let (front, back) = parted(said, messageMark) {
-            begin(parseHeader(role, front))
-            return self.text(back)
+        let start = max(0, before.utf8.count - messageMark.utf8.count)
+        if let (front, back) = parted(so, messageMark, from: start) {
+            begin(read(front))
+            return say(back)
         }
-        return said.unicodeScalars.count > 256 ? giveUpHeader() : []
+        let brace = UInt8(ascii: "{")
+        if text.utf8.contains(brace), !before.utf8.contains(brace), let (front, back) = parted(so, "{") {
+            let found = read(front)
+            if found.clean && takesJson(found.message) {
+                begin(found)
+                return say("{" + back)
+            }
+            heldHeader = found.clean && found.tool != nil
+        }
+        if heldHeader || so.unicodeScalars.count <= longestHeader { return [] }
+        let (channel, said) = Header.withoutContent(so, role)
+        guard let channel, read(so).message.recipient == nil, !byAnother(so, cut: false) else {
+            heldHeader = true
+            return []
+        }
+        begin(Header(channel: channel.isEmpty ? "final" : channel))
+        return say(said)
     }
 
-    private func begin(_ message: Message) { (open, header) = (message, nil) }
+    private func read(_ header: String) -> Header { Header(header, role, tools) }
 
-    /// The model left the format: what looked like a header is what it said.
-    private func giveUpHeader() -> [Event] {
-        let so = header ?? ""
-        let named = firstMatch("^[^<]*\\Q\(channelMark)\\E(\(names))\\b", so)
-        // A channel that was named still holds: reasoning must not turn into an answer.
-        begin(Message("assistant", "", channel: named?.group ?? "final"))
-        let said = named?.rest ?? so
-        return text(replaced(replaced(said, channelMark, ""), constrainMark, ""))
+    private func begin(_ found: Header) {
+        (open, header) = (found, nil)
+        (content, unsaid, told) = ("", "", false)
     }
 
-    /// Complete the open message and expect the next one's header.
-    private func close() -> [Event] {
-        var events: [Event] = []
-        if let so = header {
-            let said = words(so).joined(separator: " ")
-            let message = parseHeader(role, so)
-            // Without its content a header still says what it says, but more words are an answer.
-            let named = parted(said, channelMark).map { words($0.1).count < 2 } ?? false
-            if message.recipient != nil || named {
-                begin(message)
-            } else if !said.isEmpty && (!role.isEmpty || !"assistant".utf8.starts(with: said.utf8)) {
-                events = giveUpHeader()
+    private func say(_ text: String) -> [Event] {
+        content += text
+        unsaid += text
+        return open.tool != nil || open.unnamed ? [] : tell(open.message)
+    }
+
+    private func tell(_ message: Message) -> [Event] {
+        let text = unsaid
+        // Arguments that never come are no call: none begins before they do.
+        let waits = message.isCall && !told && isBlank(text)
+        if text.isEmpty || waits || message.role != "assistant" { return [] }
+        (unsaid, told) = ("", true)
+        return [Event(kind: message.kind, text: text, message: count, recipient: message.recipient)]
+    }
+
+    /// Completes the open message, by `mark` or where the reply was cut; expects a header.
+    private func close(_ mark: String?) -> [Event] {
+        var events = header.map { closeHeader(mark, $0) } ?? []
+        if header == nil { events += complete(mark) }
+        (role, header, heldHeader) = ("", "", false)
+        return events
+    }
+
+    /// Begins the message of a header that ended without `<|message|>`, if it says anything.
+    private func closeHeader(_ mark: String?, _ so: String) -> [Event] {
+        let cut = mark == nil
+        if mark == callMark || cut, let (front, back) = parted(so, "{") {
+            let found = read(front)
+            if found.clean && found.tool != nil {
+                begin(found)
+                return say("{" + back)
             }
         }
-        if header == nil { messages.append(open) }
-        (role, header) = ("", "")
+        // Without arguments there is no call.
+        if read(so).message.recipient != nil || byAnother(so, cut: cut) { return [] }
+        let (named, said) = Header.withoutContent(so, role)
+        let size = words(said).count
+        if size == 0 || cut && named != "" && size == 1 { return [] }  // at most a header's beginning
+        let answer = !answered && (answerEnds.contains(mark) || cut && named == "")
+        if named == nil && !answer && size == 1 { return [] }
+        let channel = named ?? ""
+        begin(Header(channel: !channel.isEmpty ? channel : answer ? "final" : "analysis"))
+        return say(said)
+    }
+
+    /// Whether a header without content begins with the name of another than the assistant.
+    private func byAnother(_ so: String, cut: Bool) -> Bool {
+        let first = words(so.replacingOccurrences(of: channelMark, with: " ", options: .literal)).first
+        guard role.isEmpty, let first else { return false }
+        if others.contains(first) || namesTool(first, tools) { return true }
+        return cut && first != "assistant" && (others + ["assistant"]).contains { $0.begins(with: first) }
+    }
+
+    private func complete(_ mark: String?) -> [Event] {
+        var message = open.message
+        message.content = content
+        // Where the reply was cut, it was on its way to be a call, unless a tool seems to speak.
+        let called = mark == callMark || mark == nil && message.role == "assistant"
+        if let tool = open.tool, called {
+            (message.role, message.recipient) = ("assistant", tool)
+            if message.channel == nil || message.channel == "final" { message.channel = "commentary" }
+        } else if open.unnamed && !message.isCall && message.role == "assistant" {
+            message.channel = answerEnds.contains(mark) && !answered ? "final" : "analysis"
+        }
+        if message.isCall && isBlank(message.content) { return [] }
+        let events = tell(message)
+        messages.append(message)
+        if message.role == "assistant" {
+            count += 1
+            answered = answered || message.channel == "final" && !words(message.content).isEmpty
+        }
         return events
     }
 }
 
-private let names = channels.joined(separator: "|")
-private let spaces = Set(
-    "\t\n\u{B}\u{C}\r\u{1C}\u{1D}\u{1E}\u{1F} \u{85}\u{A0}\u{1680}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}"
-        .unicodeScalars
-).union((0x2000...0x200A).compactMap(Unicode.Scalar.init))
-private let spaceClass =
-    "[\\t-\\r\\u001c-\\u001f \\u0085\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]"
-
-private func words(_ text: String) -> [String] {
-    text.unicodeScalars.split { spaces.contains($0) }.map { String($0) }
+private func takesJson(_ message: Message) -> Bool {
+    message.isCall && !textTools.contains(message.recipient ?? "")
 }
 
-private func parted(_ text: String, _ mark: String) -> (String, String)? {
-    guard let range = text.range(of: mark, options: .literal) else { return nil }
-    return (String(text[..<range.lowerBound]), String(text[range.upperBound...]))
-}
-
-private func replaced(_ text: String, _ mark: String, _ by: String) -> String {
-    text.replacingOccurrences(of: mark, with: by, options: .literal)
-}
-
-private func firstMatch(_ pattern: String, _ text: String) -> (group: String, rest: String)? {
-    let string = text as NSString
-    let whole = NSRange(location: 0, length: string.length)
-    guard let match = try? NSRegularExpression(pattern: pattern).firstMatch(in: text, range: whole)
-    else { return nil }
-    return (
-        string.substring(with: match.range(at: 1)),
-        string.substring(from: match.range.location + match.range.length)
-    )
-}
-
-/// `[role] [to=name] [<|channel|>name] [to=name] [<|constrain|>type]`; `known` is the role.
-private func parseHeader(_ known: String, _ text: String) -> Message {
-    var header = text
-    // A channel whose mark is missing sticks to the role.
-    if let stuck = firstMatch("^\(spaceClass)*assistant(\(names))\\b", header) {
-        header = "assistant\(channelMark)\(stuck.group)\(stuck.rest)"
-    }
-    header = header.replacingOccurrences(
-        of: "\(spaceClass)*\\Q\(constrainMark)\\E\(spaceClass)*", with: " \(constrainMark)",
-        options: .regularExpression)
-    var role = known
-    var channel: String?
-    var recipient: String?
-    var marked = false
-    var types: [String] = []
-    for word in words(replaced(header, channelMark, " \(channelMark) ")) {
-        if word == channelMark {
-            marked = true
-        } else if word.utf8.starts(with: "to=".utf8) {
-            let name = String(decoding: word.utf8.dropFirst(3), as: UTF8.self)
-            recipient = name.isEmpty ? recipient : name
-        } else if channel == nil && (marked || channels.contains(word))
-            && !word.utf8.starts(with: constrainMark.utf8)
-        {
-            channel = word
-        } else if role.isEmpty && !marked {
-            role = word
-        } else if word != role {
-            types.append(word)
-        }
-    }
-    if role.isEmpty { role = "assistant" }
-    // A call is not for the user to read, so without a channel it takes the calls' own.
-    if channel == nil && role == "assistant" { channel = recipient == nil ? "final" : "commentary" }
-    let type = types.isEmpty ? nil : types.joined(separator: " ")
-    return Message(role, "", channel: channel, recipient: recipient, contentType: type)
+/// All of it JSON's white space.
+private func isBlank(_ text: String) -> Bool {
+    text.unicodeScalars.allSatisfy { " \t\n\r".unicodeScalars.contains($0) }
 }

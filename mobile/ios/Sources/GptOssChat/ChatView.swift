@@ -38,12 +38,16 @@ public final class ChatModel: ObservableObject {
         answering = true
         defer { answering = false }
         do {
-            try await work {
-                try chat.send(text) { event in
-                    guard event.channel == "final" else { return }
-                    DispatchQueue.main.async { self.lines[self.lines.count - 1].said += event.text }
-                }
+            let remark = try await work {
+                var last: Int?  // the message that was added to
+                return try chat.send(text) { event in
+                    guard event.kind == "final" else { return }
+                    let apart = last == nil || last == event.message ? "" : "\n\n"
+                    last = event.message
+                    DispatchQueue.main.async { self.lines[self.lines.count - 1].said += apart + event.text }
+                }.remark
             }
+            if let remark { lines[lines.count - 1].said += "\n[\(remark)]" }
         } catch {
             status = "\(error)"
         }

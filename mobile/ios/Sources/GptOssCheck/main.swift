@@ -24,7 +24,8 @@ func ids(_ json: Json, _ name: String) -> [Int] { json.members[name] as? [Int] ?
 func message(_ json: Json) throws -> Message {
     try Message(
         json.text("role"), json.text("content"), channel: json.optional("channel"),
-        recipient: json.optional("recipient"), contentType: json.optional("content_type"))
+        recipient: json.optional("recipient"), contentType: json.optional("content_type"),
+        recipientInRole: json.flag("recipient_in_role"))
 }
 
 func tokenization() throws {
@@ -60,21 +61,46 @@ func harmony() throws {
 }
 
 func parsing() throws {
-    for reply in try read("stream_parse.json").children("replies") {
+    let vectors = try read("stream_parse.json")
+    let tools = Set(vectors.members["tools"] as? [String] ?? [])
+    for reply in try vectors.children("replies") {
         let name = try reply.text("name")
         let tokens = ids(reply, "ids")
-        let parser = StreamParser(tokenizer)
+        let parser = StreamParser(tokenizer, tools: tools)
         let events = tokens.map(parser.feed) + [parser.finish()]
-        let expected = reply.members["events"] as? [[[String]]] ?? []
-        equal("events \(name)", events.map { $0.map { [$0.channel, $0.text] } }, expected)
+        let expected = reply.members["events"] as? [[[Any]]] ?? []
+        let told = events.map { $0.map { "\([$0.kind, $0.text, "\($0.message)"] + ($0.recipient.map { [$0] } ?? []))" } }
+        equal("events \(name)", told, expected.map { $0.map { "\($0.map { "\($0)" })" } })
         equal("messages \(name)", parser.messages, try reply.children("messages").map(message))
         let cuts = reply.members["cuts"] as? [[[String: Any]]] ?? []
         for (count, messages) in cuts.enumerated() {
-            let cut = StreamParser(tokenizer)
+            let cut = StreamParser(tokenizer, tools: tools)
             tokens.prefix(count).forEach { _ = cut.feed($0) }
             _ = cut.finish()
             equal("cut \(count) \(name)", cut.messages, try messages.map { try message(Json($0)) })
         }
+    }
+}
+
+/// `arguments` are left out: the app's core makes no calls.
+func replies() throws {
+    let vectors = try read("reply.json")
+    let tools = Set(vectors.members["tools"] as? [String] ?? [])
+    for entry in try vectors.children("replies") {
+        let name = try entry.text("name")
+        let reply = Reply(tokenizer, tools: tools)
+        ids(entry, "ids").forEach { _ = reply.feed($0) }
+        _ = try reply.finish(Finish(rawValue: entry.text("reason")) ?? .stop)
+        equal("text \(name)", reply.text, try entry.text("text"))
+        equal("finish \(name)", reply.finish?.rawValue, entry.optional("finish_reason"))
+        equal("cut in \(name)", reply.cutIn, entry.optional("cut_in"))
+        equal("kept \(name)", reply.messages, try entry.children("messages").map(message))
+        let whole = try entry.text("finish_reason") == "stop" && !entry.text("text").isEmpty
+        equal("remark \(name)", reply.remark == nil, try whole || entry.text("finish_reason") == "cancelled")
+        let calls = try entry.children("calls").map { try [$0.text("name"), $0.text("arguments"), $0.text("channel")] }
+        equal("calls \(name)", reply.calls.map { [$0.recipient ?? "", $0.content, $0.channel ?? ""] }, calls)
+        let next = try [Message("user", "Weather?")] + reply.messages + entry.children("then").map(message)
+        equal("next \(name)", try Harmony(tokenizer).render(next, system: nil), ids(entry, "next_ids"))
     }
 }
 
@@ -127,13 +153,15 @@ func answers(_ folder: URL) throws {
     let question = "What does os.path.join do?"
     let first = try chat.send(question)
     let second = try chat.send(question) { _ in chat.cancel() }
-    equal("finish", [first.finish, second.finish], [Finish.stop, Finish.cancelled])
-    equal("streamed", try chat.send(question).finish, Finish.stop)
+    let ends: [Finish?] = [.stop, .cancelled, .stop]
+    equal("finish", try [first.finish, second.finish, chat.send(question).finish], ends)
+    equal("turns", chat.messages.filter { $0.role == "user" }.count, 3)
 }
 
 try tokenization()
 try harmony()
 try parsing()
+try replies()
 try sampling()
 if arguments.count > 2 { try answers(arguments[2]) }
 print("\(passed) passed, \(failed) failed")

@@ -1,9 +1,12 @@
 package gptoss.check
 
+import gptoss.Event
+import gptoss.Finish
 import gptoss.Harmony
 import gptoss.Json
 import gptoss.Message
 import gptoss.Model
+import gptoss.Reply
 import gptoss.Sampler
 import gptoss.Sampling
 import gptoss.SplitMix64
@@ -22,6 +25,7 @@ fun main(arguments: Array<String>) {
     check.tokenization()
     check.harmony()
     check.parsing()
+    check.replies()
     check.sampling()
     if (arguments.size > 2) check.answers(File(arguments[2]))
     println("${check.passed} passed, ${check.failed} failed")
@@ -61,7 +65,10 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
         map["channel"] as String?,
         map["recipient"] as String?,
         map["content_type"] as String?,
+        map["recipient_in_role"] == true,
     )
+
+    private fun tools(vectors: Map<String, Any?>) = (vectors["tools"] as List<String>).toSet()
 
     /** Cases with tools are left out: the app's core has none. */
     fun harmony() {
@@ -76,18 +83,42 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
     }
 
     fun parsing() {
-        for (reply in read("stream_parse.json").children("replies")) {
-            val parser = StreamParser(tokenizer)
+        val vectors = read("stream_parse.json")
+        for (reply in vectors.children("replies")) {
+            val parser = StreamParser(tokenizer, tools(vectors))
             val tokens = ids(reply["ids"])
             val events = tokens.map { parser.feed(it) } + listOf(parser.finish())
-            equal("events ${reply["name"]}", events.map { it.map { (channel, text) -> listOf(channel, text) } }, reply["events"])
+            equal("events ${reply["name"]}", events.map { it.map(::told) }, reply["events"])
             equal("messages ${reply["name"]}", parser.messages, reply.children("messages").map(::message))
             (reply["cuts"] as List<List<Map<String, Any?>>>?)?.forEachIndexed { count, messages ->
-                val cut = StreamParser(tokenizer)
+                val cut = StreamParser(tokenizer, tools(vectors))
                 tokens.take(count).forEach { cut.feed(it) }
                 cut.finish()
                 equal("cut $count ${reply["name"]}", cut.messages, messages.map(::message))
             }
+        }
+    }
+
+    private fun told(event: Event) = listOf(event.kind, event.text, event.message.toLong()) + listOfNotNull(event.recipient)
+
+    /** `arguments` are left out: the app's core makes no calls. */
+    fun replies() {
+        val vectors = read("reply.json")
+        for (case in vectors.children("replies")) {
+            val reply = Reply(tokenizer, tools(vectors))
+            ids(case["ids"]).forEach { reply.feed(it) }
+            reply.finish(Finish.valueOf(case.text("reason").uppercase()))
+            val name = case["name"]
+            equal("text $name", reply.text, case["text"])
+            equal("finish $name", reply.finish?.name?.lowercase(), case["finish_reason"])
+            equal("cut in $name", reply.cutIn, case["cut_in"])
+            equal("kept $name", reply.messages, case.children("messages").map(::message))
+            val whole = case["finish_reason"] == "stop" && case.text("text").isNotEmpty()
+            equal("remark $name", reply.remark == null, whole || case["finish_reason"] == "cancelled")
+            val calls = case.children("calls").map { listOf(it["name"], it["arguments"], it["channel"]) }
+            equal("calls $name", reply.calls.map { listOf(it.recipient, it.content, it.channel) }, calls)
+            val next = listOf(Message("user", "Weather?")) + reply.messages + case.children("then").map(::message)
+            equal("next $name", Harmony(tokenizer).render(next, null), ids(case["next_ids"]))
         }
     }
 
@@ -128,12 +159,10 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
             }
         }
         model.chat("2026-01-01", sampling = Sampling(temperature = 0.0)).use { chat ->
-            val first = chat.send("What does os.path.join do?").text
-            chat.send("What does os.path.join do?") { chat.cancel() }
-            chat.send("What does os.path.join do?")
-            equal("the answer streams", first.isNotEmpty(), true)
-            val again = chat.messages.filter { it.role == "user" }.size
-            equal("turns", again, 3)
+            val question = "What does os.path.join do?"
+            val ends = listOf(chat.send(question), chat.send(question) { chat.cancel() }, chat.send(question)).map { it.finish }
+            equal("finish", ends, listOf(Finish.STOP, Finish.CANCELLED, Finish.STOP))
+            equal("turns", chat.messages.count { it.role == "user" }, 3)
         }
     }
 }

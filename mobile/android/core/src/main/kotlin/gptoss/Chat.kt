@@ -73,11 +73,6 @@ class Model private constructor(private val folder: File, val manifest: Manifest
     }
 }
 
-enum class Finish { STOP, LENGTH, CANCELLED }
-
-/** How a reply ended. */
-class Reply(val text: String, val finish: Finish, val tokens: List<Int>)
-
 /** One conversation. One reply at a time, on a thread of the caller's that may wait. */
 class Chat internal constructor(
     private val model: Model,
@@ -112,17 +107,14 @@ class Chat internal constructor(
     private fun answer(onEvent: (Event) -> Unit): Reply {
         val prompt = model.harmony.render(messages, system, instructions)
         if (prompt.size >= session.maxLength) throw UserError("the conversation is too long: start a new chat")
-        val parser = StreamParser(model.tokenizer)
-        val tokens = ArrayList<Int>()
-        val finish = generate(prompt, tokens) { parser.feed(it).forEach(onEvent) }
-        parser.finish().forEach(onEvent)
-        val said = parser.messages.filter { it.role == "assistant" && it.recipient == null }
-        // A reply that was cut keeps what a reader saw, not its reasoning.
-        messages += if (finish == Finish.STOP) said else said.filter { it.channel != "analysis" }
-        return Reply(said.filter { it.channel == "final" }.joinToString("") { it.content }, finish, tokens)
+        val reply = Reply(model.tokenizer)
+        val finish = generate(prompt) { reply.feed(it).forEach(onEvent) }
+        reply.finish(finish).forEach(onEvent)
+        messages += reply.messages
+        return reply
     }
 
-    private fun generate(prompt: List<Int>, tokens: MutableList<Int>, onToken: (Int) -> Unit): Finish {
+    private fun generate(prompt: List<Int>, onToken: (Int) -> Unit): Finish {
         val sampler = Sampler(sampling, prompt)
         var logits = FloatArray(0)
         for (chunk in prompt.drop(session.reuse(prompt)).chunked(CHUNK)) {
@@ -132,7 +124,6 @@ class Chat internal constructor(
         session.snapshot() // the next turn drops this reply's reasoning and comes back to here
         while (!cancelled) {
             val token = sampler.next(logits)
-            tokens += token
             onToken(token)
             if (token in model.stopIds) return Finish.STOP
             if (session.length >= session.maxLength) return Finish.LENGTH

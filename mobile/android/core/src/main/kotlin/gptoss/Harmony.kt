@@ -1,13 +1,22 @@
 package gptoss
 
-/** One message. A tool's result has the tool's name as role (`functions.weather`). */
+/**
+ * One message. A tool's result has the tool's name as role (`functions.weather`). A call names its
+ * tool behind the channel, as models write it, or before it: `recipientInRole`.
+ */
 data class Message(
     val role: String,
     val content: String,
     val channel: String? = null,
     val recipient: String? = null,
     val contentType: String? = null,
-)
+    val recipientInRole: Boolean = false,
+) {
+    val isCall: Boolean get() = role == "assistant" && recipient !in NO_TOOLS
+
+    /** `analysis`, `commentary`, `final`, or `call` on any channel. */
+    val kind: String get() = if (isCall) "call" else channel ?: "final"
+}
 
 /** What the system message says. `date` is ISO 8601. */
 data class SystemPrompt(
@@ -27,6 +36,17 @@ internal const val CONSTRAIN = "<|constrain|>"
 internal const val MESSAGE = "<|message|>"
 internal val STOPS = listOf("<|return|>", "<|call|>", "<|endoftext|>")
 
+/** The namespace of an application's own tools. */
+internal const val FUNCTIONS = "functions."
+
+// Those a message can be meant for without being a call.
+private val NO_TOOLS = setOf(null, "all", "assistant", "user")
+private val SPEAKERS = setOf("system", "developer", "user", "assistant") // every other role is a tool
+
+/** Which of the names in `called` is meant by `name`: itself, or with or without `functions.` */
+internal fun calledName(name: String, called: Collection<String>): String? =
+    listOf(name, FUNCTIONS + name, name.removePrefix(FUNCTIONS)).firstOrNull { it in called }
+
 /** Conversations to token ids. What a user typed is text, and can never open a message. */
 class Harmony(private val tokenizer: Tokenizer) {
     val stopIds: Set<Int> = STOPS.filter(tokenizer::hasSpecial).map(tokenizer::special).toSet()
@@ -42,18 +62,22 @@ class Harmony(private val tokenizer: Tokenizer) {
             system?.let { Message("system", it.text()) },
             instructions?.let { Message("developer", "# Instructions\n\n$it") },
         )
-        val ids = (head + withoutOldAnalysis(messages)).flatMap(::render)
+        val ids = (head + shown(messages)).flatMap(::render)
         return if (reply) ids + tokenizer.special("<|start|>") + tokenizer.encode("assistant") else ids
     }
 
     private fun render(message: Message): List<Int> = buildList {
         add(tokenizer.special("<|start|>"))
         addAll(tokenizer.encode(message.role))
-        if (message.recipient != null && message.recipient != "all") addAll(tokenizer.encode(" to=${message.recipient}"))
+        val named = message.recipient != null && message.recipient != "all"
+        val recipient = if (named) tokenizer.encode(" to=${message.recipient}") else emptyList()
+        val inRole = message.channel == null || message.role != "assistant" || message.recipientInRole
+        if (inRole) addAll(recipient)
         message.channel?.let {
             add(tokenizer.special(CHANNEL))
             addAll(tokenizer.encode(it))
         }
+        if (!inRole) addAll(recipient)
         message.contentType?.let {
             if (it.startsWith(CONSTRAIN)) {
                 addAll(tokenizer.encode(" "))
@@ -70,9 +94,34 @@ class Harmony(private val tokenizer: Tokenizer) {
         add(tokenizer.special(if (calls) "<|call|>" else "<|end|>"))
     }
 
-    /** Drops the reasoning of answered turns; that of a turn still calling tools stays. */
-    private fun withoutOldAnalysis(messages: List<Message>): List<Message> {
-        val last = messages.indexOfLast { it.role == "assistant" && it.channel == "final" }
-        return messages.filterIndexed { i, message -> i > last || message.channel != "analysis" }
+    /**
+     * What of a history the model is shown, with no call or result that lacks the other.
+     *
+     * The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls
+     * stay with their results, on any channel; a call that had none when the user spoke again is
+     * dropped. A result takes the name its call was made by.
+     */
+    private fun shown(messages: List<Message>): List<Message> {
+        val last = messages.indexOfLast { it.role == "assistant" && it.channel == "final" && !it.isCall }
+        val shown = ArrayList<Message>()
+        val waiting = ArrayList<Pair<Int, String>>() // calls without a result: place in `shown`, tool's name
+        val dropped = HashSet<Int>()
+        for ((place, message) in messages.withIndex()) {
+            if (message.role == "assistant" && message.kind == "analysis" && place < last) continue
+            var said = message
+            if (message.isCall) {
+                waiting += shown.size to message.recipient.orEmpty()
+            } else if (message.role == "user") {
+                dropped += waiting.map { it.first }
+                waiting.clear()
+            } else if (message.role !in SPEAKERS) {
+                calledName(message.role, waiting.map { it.second })?.let { name ->
+                    waiting.removeAt(waiting.indexOfFirst { it.second == name })
+                    said = message.copy(role = name)
+                }
+            }
+            shown += said
+        }
+        return shown.filterIndexed { place, _ -> place !in dropped }
     }
 }

@@ -92,7 +92,15 @@ class ChatActivity : Activity() {
         answer(true)
         work {
             try {
-                open.send(text) { if (it.channel == "final") runOnUiThread { add(it.text) } }
+                var last: Int? = null // the message that was added to
+                val reply = open.send(text) {
+                    if (it.kind == "final") {
+                        val apart = if (last == null || last == it.message) "" else "\n\n"
+                        last = it.message
+                        runOnUiThread { add(apart + it.text) }
+                    }
+                }
+                reply.remark?.let { runOnUiThread { add("\n[$it]") } }
             } finally {
                 runOnUiThread { answer(false) }
             }
