@@ -26,5 +26,9 @@ let package = Package(
     name: "GptOss",
     platforms: [.iOS("15.1")],
     products: [.library(name: "GptOss", targets: ["GptOss"])] + library,
-    targets: [.target(name: "GptOss", dependencies: ["COnnxRuntime"])] + targets
+    targets: [
+        // The schema is the one in runtimes/, by a link.
+        .target(
+            name: "GptOss", dependencies: ["COnnxRuntime"], resources: [.embedInCode("manifest.schema.json")])
+    ] + targets
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import check_manifest
 from tests.mobile.package_server import PackageServer, serve
 
 # What each language's core is held to, with a package: fewer would be vectors that it passed over.
-COMPARISONS = 1923
+COMPARISONS = 2757
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,80 @@ def entry(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+CPU = {"providers": ["CPUExecutionProvider"]}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "newer runtime": ({"min_runtime": "1.99"}, "the package needs ONNX Runtime 1.99, the app has "),
-    "for a GPU": (
-        {"session": {"providers": ["CUDA"], "config": {}}},
-        "manifest.json: the package is not for a phone",
+    "newer runtime": (
+        {"min_runtime": "1.99"},
+        "manifest.json: model.ort needs ONNX Runtime 1.99 or newer, the app has ",
     ),
-    "another graph": ({"graph": "../model.ort"}, "manifest.json: the package lacks its graph"),
-    "float16": ({"kv": {"dtype": "float16"}}, "manifest.json: the package's KV cache is not"),
-    "not in place": ({"kv": {"in_place": False}}, "manifest.json: the package's KV cache is not"),
-    "no sizes": ({"files": {"model.ort": 1}}, "manifest.json: model.ort has no size"),
+    "for a GPU": (
+        {"session": {"providers": ["CUDAExecutionProvider"]}},
+        "manifest.json: model.ort is made for CUDAExecutionProvider: export it with ",
+    ),
+    "another graph": ({"graph": "../model.ort"}, 'manifest.json: graph is "../model.ort": '),
+    "no graph": ({"graph": "other.ort"}, "manifest.json: graph is other.ort: it must be among "),
+    "float16": ({"kv": {"dtype": "float16"}}, "manifest.json: model.ort has a KV cache of float16"),
+    "not in place": ({"kv": {"in_place": False}}, "manifest.json: model.ort makes its KV cache "),
+    "no sizes": ({"files": {"model.ort": 1}}, "manifest.json: files.model.ort is 1: it must be "),
+    "a file written": (
+        {"session": {**CPU, "optimized_model_filepath": "/tmp/x.onnx"}},
+        "manifest.json: session.optimized_model_filepath is not known: ",
+    ),
+    "another folder read": (
+        {"session": {**CPU, "config": {"ep.context_file_path": "/tmp/x"}}},
+        "manifest.json: session.config.ep.context_file_path is not known: ",
+    ),
 }
+# A generation_config.json: how the app refuses it, or None.
+CONFIGS: dict[str, str | None] = {
+    '{"top_k": -1, "temperature": null, "eos_token_id": null}': None,
+    '{"do_sample": true, "top_k": 20.0, "eos_token_id": [1, 2]}': None,
+    '{"temperature": "0.7"}': 'temperature is "0.7": it must be a number, 0 or more; ',
+    '{"temperature": true}': "temperature is true: it must be a number, 0 or more; ",
+    '{"temperature": 1e999}': "",
+    '{"top_p": 0}': "top_p is 0: it must be a number above 0 and at most 1; ",
+    '{"top_k": 1.5}': "top_k is 1.5: it must be a whole number; ",
+    '{"top_k": -2}': "top_k is -2: it must be a whole number; ",
+    '{"min_p": [1]}': "min_p is a list: it must be a number from 0 to 1; ",
+    '{"do_sample": 1}': "do_sample is 1: it must be true or false; ",
+    '{"eos_token_id": []}': "eos_token_id is a list: it must be a token's id or a list of them; ",
+    '{"eos_token_id": [1, "2"]}': "eos_token_id is a list: it must be ",
+    '{"eos_token_id": -1}': "eos_token_id is -1: it must be ",
+    '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}": "",
+    '{"a": 01}': "",
+    '{"a": "\\x"}': "",
+    "[]": "",
+}
+
+
+# What a field of a manifest may turn into; Ellipsis: it is gone.
+ODD: list[Any] = [..., None, True, -1, 0, 1.5, 1e300, 2**70, "", "x", "../x", "a\nb", "x" * 5000]
+ODD += [[], {}, [[]], {"a": {"b": -1}}, json.loads("[" * 60 + "]" * 60)]
+
+
+def mutated(manifest: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """One field of it, at any depth, is another."""
+    made = json.loads(json.dumps(manifest))
+    place, value = made, draw.choice(ODD)
+    while True:
+        step = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if isinstance(place[step], dict | list) and place[step] and draw.random() < 0.8:
+            place = place[step]
+        elif value is ...:
+            del place[step]
+            return made
+        else:
+            place[step] = value
+            return made
+
+
+def taken(manifest: dict[str, Any]) -> bool:
+    """As Python has it."""
+    try:
+        check_manifest(manifest, "manifest.json")
+    except UserError:
+        return False
+    return True
 
 
 class Bringing:
@@ -134,15 +200,80 @@ class Bringing:
         kept = tmp_path / "model.ort.partial"
         assert (kept.stat().st_size if kept.exists() else 0) == (1_000_000 if fault == "cut" else 0)
 
-    @pytest.mark.parametrize("name", ["../x", "/x", "a//x", ".", "manifest.json"])
+    @pytest.mark.parametrize(
+        "name", ["../x", "/x", "a//x", ".", "manifest.json", "..\\x", "%2e%2e/x", "https://evil/x"]
+    )
     def test_no_name_leads_out_of_the_folder(
         self, app: App, server: PackageServer, tmp_path: Path, name: str
     ) -> None:
         add(server, name, entry(b""))
         told = app.bring(server.url, tmp_path / "package")
-        assert told[2] == f"manifest.json: {name}: no name of a package's file"
+        assert told[2].startswith("manifest.json: files: a name is ")
         assert [asked for asked, _ in server.asked] == ["manifest.json"]
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    def test_a_manifest_with_any_field_changed_is_taken_or_refused_as_in_python(
+        self, app: App, android: Path, tmp_path: Path
+    ) -> None:
+        manifest, draw = json.loads((android / "manifest.json").read_text()), random.Random(11)
+        made = [mutated(manifest, draw) for _ in range(1500)]
+        (tmp_path / "lines").write_text("".join(json.dumps(one) + "\n" for one in made))
+        done = app.run("manifests", tmp_path / "lines")
+        assert done.stderr == "" and done.returncode == 0
+        *verdicts, end = done.stdout.splitlines()
+        assert end == "done" and 200 < verdicts.count("taken") < 1300
+        wrong = [
+            (verdict, one)
+            for verdict, one in zip(verdicts, made, strict=True)
+            if verdict.startswith("taken") != taken(one)
+        ]
+        assert wrong == []
+
+    def test_no_link_leads_out_of_the_folder(
+        self, app: App, server: PackageServer, tmp_path: Path
+    ) -> None:
+        here, outside = tmp_path / "package", tmp_path / "outside"
+        here.mkdir()
+        outside.write_text("mine")
+        for name in ("model.ort", "model.ort.partial"):
+            (here / name).symlink_to(outside)
+            told = app.bring(server.url, here)
+            assert told[2].startswith(f"{name} is a link out of the package: ")
+            (here / name).unlink()
+        assert outside.read_text() == "mine"
+
+    def test_a_manifest_without_end_is_not_read_to_it(
+        self, app: App, server: PackageServer, tmp_path: Path
+    ) -> None:
+        server.files["manifest.json"] += b" " * (17 << 20)
+        told = app.bring(server.url, tmp_path)
+        assert told[2].startswith("manifest.json: ") and not (tmp_path / "manifest.json").exists()
+
+    def test_what_no_app_reads_may_be_changed_or_gone(
+        self, app: App, android: Path, tmp_path: Path
+    ) -> None:
+        package = shutil.copytree(android, tmp_path / "package")
+        with (package / "README.md").open("a") as readme:
+            readme.write("A line of mine.\n")
+        (package / "required_operators.config").unlink()
+        done = app.run(package)
+        assert done.stdout == "done\n", done.stderr
+
+    @pytest.mark.parametrize("text", CONFIGS, ids=lambda text: text[:30])
+    def test_a_generation_config_is_followed_or_told_in_one_line(
+        self, app: App, android: Path, tmp_path: Path, text: str
+    ) -> None:
+        package = shutil.copytree(android, tmp_path / "package")
+        (package / "generation_config.json").write_text(text)
+        manifest = json.loads((package / "manifest.json").read_text())
+        manifest["files"]["generation_config.json"] = entry(text.encode())
+        (package / "manifest.json").write_text(json.dumps(manifest))
+        done, told = app.run(package), CONFIGS[text]
+        if told is None:
+            assert done.stdout == "done\n", done.stderr
+        else:
+            assert done.stdout.startswith(f"generation_config.json: {told}"), done.stderr
+            assert done.returncode == 2 and done.stdout.count("\n") == 1
 
     @pytest.mark.parametrize("text", ["<html>", "[]", "{}", '{"format": 1}', '{"format": 2}'])
     def test_what_is_no_manifest_is_told_in_one_line(

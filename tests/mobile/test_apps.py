@@ -45,7 +45,7 @@ def test_the_cores_name_no_class_of_a_phones_system() -> None:
 
 
 def test_neither_app_lets_the_runtime_report_home() -> None:
-    core = (ANDROID / "core/src/main/kotlin/gptoss/Chat.kt").read_text()
+    core = (ANDROID / "core/src/main/kotlin/gptoss/GraphChoice.kt").read_text()
     app = (ANDROID / "app/src/main/kotlin/gptoss/app/ChatActivity.kt").read_text()
     swift = (IOS / "Sources/GptOss/OnnxRuntime.swift").read_text()
     assert "setTelemetry(false)" in core and "ORT_DISABLE_TELEMETRY" in app

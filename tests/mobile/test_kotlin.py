@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import DEMO, ROOT
 from tests.mobile.bringing import COMPARISONS, App, Bringing, add
-from tests.mobile.kotlin import ANDROID, compile_kotlin, native_libraries, run_kotlin
+from tests.mobile.kotlin import ANDROID, compile_kotlin, named, native_libraries, run_kotlin
 from tests.mobile.package_server import PackageServer
 
 pytestmark = pytest.mark.slow
@@ -25,6 +25,8 @@ def core(aar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("core")
     done = compile_kotlin([ANDROID / "core" / "src"], [aar], out)
     assert done.returncode == 0, done.stderr
+    schema = (ANDROID / named(r'from\("\$rootDir/(.+)"\)', "core/build.gradle.kts")).resolve()
+    shutil.copy(schema, out / "gptoss")
     return out
 
 

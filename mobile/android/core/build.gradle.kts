@@ -11,3 +11,8 @@ dependencies {
 kotlin {
     jvmToolchain(17)
 }
+
+// Every language's: what a package's manifest may say.
+tasks.processResources {
+    from("$rootDir/../../runtimes/manifest.schema.json") { into("gptoss") }
+}

@@ -7,36 +7,32 @@ public final class Model {
     public let harmony: Harmony
     /// The package's own.
     public let sampling: Sampling
+    /// Harmony's, and those that the package names: another tool's file may name a padding token alone.
     public let stopIds: Set<Int>
     let graph: Graph
 
     /// Loads the package in `folder`, which takes seconds; UserError when it cannot be.
     public init(folder: URL, threads: Int = ProcessInfo.processInfo.activeProcessorCount) throws {
         manifest = try Manifest(folder: folder)
-        for file in manifest.files {
-            let path = folder.appendingPathComponent(file.name).path
+        for file in manifest.reads {
+            let path = try place(folder, file.name).path
             let size = try? FileManager.default.attributesOfItem(atPath: path)[.size] as? NSNumber
             guard size?.intValue == file.size else {
                 throw UserError("\(file.name) is missing or cut short: get the package again")
             }
         }
-        let wanted = manifest.minRuntime
-        guard wanted.compare(OnnxRuntime.version, options: .numeric) != .orderedDescending else {
-            throw UserError("the package needs ONNX Runtime \(wanted), the app has \(OnnxRuntime.version)")
-        }
         tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent("tokenizer.json"))
         harmony = Harmony(tokenizer)
-        let configs = try ["generation_config.json", "config.json"].map { name in
-            let file = folder.appendingPathComponent(name)
+        let names = ["generation_config.json", "config.json"]
+        let configs = try names.map { name in
+            let file = try place(folder, name)
             return FileManager.default.fileExists(atPath: file.path) ? try Json(contentsOf: file) : Json([:])
         }
-        sampling = try Sampling(configs[0])
-        // Harmony's stops too: a file of another tool may name a padding token alone.
-        let named = configs.compactMap { config -> [Int]? in
-            let ids = config.members["eos_token_id"]
-            return ids as? [Int] ?? (ids as? Int).map { [$0] }
+        sampling = try naming(names[0]) { try GenerationConfig.sampling(configs[0]) }
+        let ids = try zip(names, configs).lazy.compactMap { name, config in
+            try naming(name) { try GenerationConfig.stopIds(config) }
         }.first
-        stopIds = harmony.stopIds.union(named ?? [])
+        stopIds = harmony.stopIds.union(ids ?? [])
         let file = folder.appendingPathComponent(manifest.graph)
         let session = manifest.session
         graph = try naming(manifest.graph) { try Graph(file, threads: threads, config: session) }

@@ -20,10 +20,10 @@ public struct Delivery: Sendable {
         (self.folder, self.timeout) = (folder, timeout)
     }
 
-    /// True when all files of the manifest are there, by size.
+    /// True when all files that an app reads are there, by size.
     public var isComplete: Bool {
         guard let manifest = try? Manifest(folder: folder) else { return false }
-        return manifest.files.allSatisfy { size(of: place($0.name)) == $0.size }
+        return manifest.reads.allSatisfy { file in (try? place(file.name)).flatMap(size) == file.size }
     }
 
     /// From a web server's folder; `progress` is told bytes done and bytes in all. Cancelling the
@@ -43,8 +43,8 @@ public struct Delivery: Sendable {
 
     private func bring(from base: URL, _ progress: @escaping @Sendable (Int, Int) -> Void) async throws {
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-        let text = place("\(Manifest.file).partial")
-        try await fetch(Manifest.file, from: base, to: text, start: 0, most: 1 << 24) { _ in }
+        let text = try place("\(Manifest.file).partial")
+        try await fetch(Manifest.file, from: base, to: text, start: 0, most: Manifest.mostBytes) { _ in }
         defer { try? FileManager.default.removeItem(at: text) }
         let manifest = try Manifest(text: Data(contentsOf: text))
         let wanted = try manifest.files.filter { try !isHere($0) }
@@ -64,7 +64,7 @@ public struct Delivery: Sendable {
     private func copy(
         _ file: PackageFile, from base: URL, _ progress: @escaping @Sendable (Int) -> Void
     ) async throws {
-        let partial = place("\(file.name).partial")
+        let partial = try place("\(file.name).partial")
         try FileManager.default.createDirectory(
             at: partial.deletingLastPathComponent(), withIntermediateDirectories: true)
         let kept = size(of: partial) ?? 0
@@ -92,7 +92,7 @@ public struct Delivery: Sendable {
         }
     }
 
-    private func place(_ name: String) -> URL { folder.appendingPathComponent(name) }
+    private func place(_ name: String) throws -> URL { try GptOss.place(folder, name) }
 
     private func rename(_ whole: URL, _ name: String) throws {
         try? FileManager.default.removeItem(at: place(name))

@@ -23,19 +23,26 @@ public struct Message: Equatable {
     public var kind: String { isCall ? "call" : channel ?? "final" }
 }
 
-/// What the system message says. `date` is ISO 8601.
+/// What the system message says; nil leaves that line out. `date` is ISO 8601.
 public struct SystemPrompt {
-    public var date: String
-    public var reasoning = "medium"
-    public var identity = "You are ChatGPT, a large language model trained by OpenAI."
-    public var knowledgeCutoff = "2024-06"
+    public var date: String?
+    public var reasoning: String? = "medium"
+    public var identity: String? = "You are ChatGPT, a large language model trained by OpenAI."
+    public var knowledgeCutoff: String? = "2024-06"
+    public var channels = GptOss.channels
 
-    public init(date: String) { self.date = date }
+    public init(date: String?) { self.date = date }
 
     var text: String {
-        "\(identity)\nKnowledge cutoff: \(knowledgeCutoff)\nCurrent date: \(date)"
-            + "\n\nReasoning: \(reasoning)\n\n# Valid channels: "
-            + channels.joined(separator: ", ") + ". Channel must be included for every message."
+        let top = [identity, knowledgeCutoff.map { "Knowledge cutoff: \($0)" }, date.map { "Current date: \($0)" }]
+        let said = top.compactMap { $0 }
+        let must =
+            "# Valid channels: \(channels.joined(separator: ", ")). Channel must be included for every message."
+        let sections = [
+            said.isEmpty ? nil : said.joined(separator: "\n"), reasoning.map { "Reasoning: \($0)" },
+            channels.isEmpty ? nil : must,
+        ]
+        return sections.compactMap { $0 }.joined(separator: "\n\n")
     }
 }
 
@@ -65,16 +72,17 @@ public struct Harmony {
     public var stopIds: Set<Int> { Set(stopMarks.compactMap { try? tokenizer.special($0) }) }
 
     /// Ids of a conversation, with the assistant's turn opened at the end when `reply`.
+    /// `autoDropAnalysis`: the reasoning of answered turns is left out, as the format says.
     public func render(
         _ messages: [Message], system: SystemPrompt?, instructions: String? = nil,
-        reply: Bool = true
+        autoDropAnalysis: Bool = true, reply: Bool = true
     ) throws -> [Int] {
         var head: [Message] = []
         if let system { head.append(Message("system", system.text)) }
         if let instructions {
             head.append(Message("developer", "# Instructions\n\n\(instructions)"))
         }
-        let ids = try (head + shown(messages)).flatMap(render)
+        let ids = try (head + shown(messages, autoDropAnalysis)).flatMap(render)
         return try reply ? ids + [tokenizer.special("<|start|>")] + tokenizer.encode("assistant") : ids
     }
 
@@ -104,11 +112,12 @@ public struct Harmony {
 
     /// What of a history the model is shown, with no call or result that lacks the other.
     ///
-    /// The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls
-    /// stay with their results, on any channel; a call that had none when the user spoke again is
-    /// dropped. A result takes the name its call was made by.
-    private func shown(_ messages: [Message]) -> [Message] {
-        let last = messages.lastIndex { $0.role == "assistant" && $0.channel == "final" && !$0.isCall } ?? -1
+    /// The reasoning of answered turns is dropped if `autoDropAnalysis`, that of a turn still calling
+    /// tools stays. Calls stay with their results, on any channel; a call that had none when the user
+    /// spoke again is dropped. A result takes the name its call was made by.
+    private func shown(_ messages: [Message], _ autoDropAnalysis: Bool) -> [Message] {
+        let answer = messages.lastIndex { $0.role == "assistant" && $0.channel == "final" && !$0.isCall }
+        let last = autoDropAnalysis ? answer ?? -1 : -1
         var shown: [Message] = []
         var waiting: [(place: Int, tool: String)] = []  // calls without a result
         var dropped: Set<Int> = []

@@ -16,10 +16,7 @@ public struct Json {
     }
 
     public init(contentsOf file: URL) throws {
-        guard let text = try? Data(contentsOf: file) else {
-            throw UserError("\(file.lastPathComponent) is missing")
-        }
-        self = try naming(file.lastPathComponent) { try Json(text: text) }
+        self = try naming(file.lastPathComponent) { try Json(text: read(file, most: 64 << 20)) }
     }
 
     private func member<T>(_ name: String) throws -> T {
@@ -37,6 +34,16 @@ public struct Json {
     public func optional(_ name: String) -> String? { members[name] as? String }
     public func flag(_ name: String) -> Bool { members[name] as? Bool ?? false }
     public func number(_ name: String) -> Double? { (members[name] as? NSNumber)?.doubleValue }
+    /// nil where it is absent or null.
+    func present(_ name: String) -> Any? { members[name].flatMap { $0 is NSNull ? nil : $0 } }
+}
+
+/// A file that may come from a stranger: UserError beyond `most` bytes. gpt-oss's tokenizer.json has 28 MB.
+func read(_ file: URL, most: Int) throws -> Data {
+    let size = (try? file.resourceValues(forKeys: [.fileSizeKey]))?.fileSize ?? 0
+    guard size <= most else { throw UserError("\(size) bytes are too many for one") }
+    guard let text = try? Data(contentsOf: file) else { throw UserError("it cannot be read: get the package again") }
+    return text
 }
 
 /// What `body` gives; its UserError names the file it is about.

@@ -17,22 +17,6 @@ public struct Sampling {
         sampling.doSample = false
         return sampling
     }
-
-    /// From a generation_config.json: greedy unless it says do_sample; what it leaves out is off.
-    public init(_ config: Json) throws {
-        temperature = config.number("temperature") ?? 1
-        topK = Int(config.number("top_k") ?? 0)
-        topP = config.number("top_p") ?? 1
-        minP = config.number("min_p") ?? 0
-        repetitionPenalty = config.number("repetition_penalty") ?? 1
-        doSample = config.flag("do_sample")
-        let right: [(String, Bool)] = [
-            ("temperature", temperature >= 0 && temperature.isFinite), ("top_k", topK >= 0),
-            ("top_p", topP > 0 && topP <= 1), ("min_p", (0...1).contains(minP)),
-            ("repetition_penalty", repetitionPenalty > 0 && repetitionPenalty.isFinite),
-        ]
-        for (name, right) in right where !right { throw UserError("\(name) is out of its range") }
-    }
 }
 
 /// Steele, Lea and Flood's SplitMix64.

@@ -47,15 +47,17 @@ func harmony() throws {
     for entry in try read("harmony.json").children("render") where try entry.children("tools").isEmpty {
         var system: SystemPrompt?
         if let given = try? entry.child("system") {
-            var made = try SystemPrompt(date: given.text("date"))
-            made.reasoning = try given.text("reasoning")
-            made.identity = try given.text("identity")
-            made.knowledgeCutoff = try given.text("knowledge_cutoff")
+            var made = SystemPrompt(date: given.optional("date"))
+            made.reasoning = given.optional("reasoning")
+            made.identity = given.optional("identity")
+            made.knowledgeCutoff = given.optional("knowledge_cutoff")
+            made.channels = given.members["channels"] as? [String] ?? []
             system = made
         }
         let found = try Harmony(tokenizer).render(
             entry.children("messages").map(message), system: system,
-            instructions: entry.optional("instructions"), reply: entry.flag("reply"))
+            instructions: entry.optional("instructions"),
+            autoDropAnalysis: entry.flag("auto_drop_analysis"), reply: entry.flag("reply"))
         equal("render \(try entry.text("name"))", found, ids(entry, "ids"))
     }
 }
@@ -122,12 +124,95 @@ func sampling() throws {
     }
     for entry in try vectors.children("draws") {
         let given = try entry.child("sampling")
-        var sampling = try Sampling(Json(["do_sample": true].merging(given.members) { $1 }))
+        var sampling = Sampling()
+        sampling.temperature = given.number("temperature") ?? 1
+        sampling.topK = Int(given.number("top_k") ?? 0)
+        sampling.topP = given.number("top_p") ?? 1
+        sampling.minP = given.number("min_p") ?? 0
+        sampling.repetitionPenalty = given.number("repetition_penalty") ?? 1
+        sampling.doSample = given.members["do_sample"] as? Bool ?? true
         sampling.seed = UInt64(try given.text("seed"))
         let logits = try numbers(entry.child("logits"))
         let sampler = Sampler(sampling, prompt: ids(entry, "prompt"))
         equal("draws \(given.members)", try (0..<12).map { _ in try sampler.next(logits) }, ids(entry, "tokens"))
     }
+}
+
+/// The message of the UserError, which is one line; nil where there is none.
+func refusal(_ read: () throws -> Void) rethrows -> String? {
+    do {
+        try read()
+        return nil
+    } catch let error as UserError {
+        precondition(!error.description.isEmpty && !error.description.contains { $0.isNewline }, error.description)
+        return error.description
+    }
+}
+
+func manifests() throws {
+    let vectors = try read("manifest.json")
+    for entry in try vectors.children("manifests") {
+        let content = try changed(vectors, entry)
+        let told = try refusal { try Manifest.check(content) }
+        let right = entry.optional("refused").map { told?.contains($0) ?? false } ?? (told == nil)
+        equal("manifest \(try entry.text("name")): \(told ?? "")", right, true)
+    }
+    for entry in try vectors.children("texts") {
+        let text = try String(repeating: entry.text("text"), count: entry.whole("times"))
+        let told = try refusal { _ = try Manifest(text: Data(text.utf8)) }
+        equal("text \(try entry.text("name"))", told != nil, true)
+    }
+    for (kind, names) in try vectors.child("paths").members {
+        for name in names as? [String] ?? [] {
+            let file: [String: Any] = ["size": 1, "sha256": String(repeating: "0", count: 64)]
+            let places: [([Any], Any)] = [(["files", name], file), (["links"], [name]), (["graph"], name)]
+            for (at, value) in places.prefix(kind == "good" ? 2 : 3) {
+                let change: [String: Any] = ["of": "single", "changes": [["at": at, "value": value]]]
+                let content = try changed(vectors, Json(change))
+                let told = try refusal { try Manifest.check(content) }
+                equal("\(kind) path \(name) at \(at)", told == nil, kind == "good")
+            }
+        }
+    }
+    for entry in try vectors.children("choice") { try choice(entry, vectors.child("graphs")) }
+    for entry in try vectors.children("reads") {
+        let content = try changed(vectors, entry)
+        let graph = try Manifest.graphs(content).first { $0.optional("graph") == entry.optional("graph") }
+        let reads = try Manifest(content, graph ?? content).reads.map(\.name)
+        equal("reads \(try entry.text("name"))", reads.sorted(), entry.members["files"] as? [String] ?? [])
+    }
+}
+
+func choice(_ entry: Json, _ graphs: Json) throws {
+    let runtime = try entry.child("runtime")
+    func words(_ json: Json, _ name: String) -> [String] { json.members[name] as? [String] ?? [] }
+    let device = try Device(
+        version: runtime.text("version"), providers: words(runtime, "providers"),
+        features: Set(words(runtime, "features")), kv: words(runtime, "kv"), appends: runtime.flag("appends"))
+    var chosen: String?
+    let told = try refusal { chosen = try device.choose(words(entry, "graphs").map(graphs.child)).text("graph") }
+    equal("choice \(try entry.text("name"))", chosen, entry.optional("chosen"))
+    let said = words(entry, "names").allSatisfy { told?.contains($0) ?? false }
+    equal("why not \(try entry.text("name")): \(told ?? "")", said, true)
+}
+
+/// The manifest that a case is about.
+func changed(_ vectors: Json, _ entry: Json) throws -> Json {
+    let whole = try vectors.child(entry.text("of")).members as Any
+    let changes = try entry.children("changes")
+    return Json(changes.reduce(whole) { changed($0, $1.members["at"] as? [Any] ?? [], $1) } as? [String: Any] ?? [:])
+}
+
+func changed(_ value: Any, _ at: [Any], _ change: Json) -> Any {
+    guard let step = at.first else { return change.members["value"] ?? NSNull() }
+    let rest = Array(at.dropFirst())
+    if let place = step as? Int, let items = value as? [Any] {
+        return items.enumerated().map { $0 == place ? changed($1, rest, change) : $1 }
+    }
+    guard let name = step as? String, var members = value as? [String: Any] else { return value }
+    let removed = rest.isEmpty && change.members["value"] == nil
+    members[name] = removed ? nil : changed(members[name] ?? [String: Any](), rest, change)
+    return members
 }
 
 func numbers(_ given: Json) throws -> [Float] {
@@ -162,6 +247,7 @@ try tokenization()
 try harmony()
 try parsing()
 try replies()
+try manifests()
 try sampling()
 if arguments.count > 2 { try answers(arguments[2]) }
 print("\(passed) passed, \(failed) failed")

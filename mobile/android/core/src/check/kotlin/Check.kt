@@ -1,9 +1,11 @@
 package gptoss.check
 
+import gptoss.Device
 import gptoss.Event
 import gptoss.Finish
 import gptoss.Harmony
 import gptoss.Json
+import gptoss.Manifest
 import gptoss.Message
 import gptoss.Model
 import gptoss.Reply
@@ -13,10 +15,12 @@ import gptoss.SplitMix64
 import gptoss.StreamParser
 import gptoss.SystemPrompt
 import gptoss.Tokenizer
+import gptoss.UserError
 import gptoss.Utf8Stream
 import gptoss.child
 import gptoss.children
 import gptoss.text
+import gptoss.whole
 import java.io.File
 
 /** Holds the core to tests/vectors: `Check VECTORS DEMO [PACKAGE]`. Exit 1 where one differs. */
@@ -26,6 +30,7 @@ fun main(arguments: Array<String>) {
     check.harmony()
     check.parsing()
     check.replies()
+    check.manifests()
     check.sampling()
     if (arguments.size > 2) check.answers(File(arguments[2]))
     println("${check.passed} passed, ${check.failed} failed")
@@ -74,10 +79,16 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
     fun harmony() {
         for (case in read("harmony.json").children("render").filter { it.children("tools").isEmpty() }) {
             val system = (case["system"] as Map<String, Any?>?)?.let {
-                SystemPrompt(it.text("date"), it.text("reasoning"), it.text("identity"), it.text("knowledge_cutoff"))
+                fun text(name: String) = it[name] as String?
+                SystemPrompt(text("date"), text("reasoning"), text("identity"), text("knowledge_cutoff"), it["channels"] as List<String>)
             }
-            val found = Harmony(tokenizer)
-                .render(case.children("messages").map(::message), system, case["instructions"] as String?, case["reply"] == true)
+            val found = Harmony(tokenizer).render(
+                case.children("messages").map(::message),
+                system,
+                case["instructions"] as String?,
+                case["auto_drop_analysis"] == true,
+                case["reply"] == true,
+            )
             equal("render ${case["name"]}", found, ids(case["ids"]))
         }
     }
@@ -133,11 +144,85 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
         }
         for (case in vectors.children("draws")) {
             val given = case.child("sampling")
-            val sampling = Sampling.from(mapOf("do_sample" to true) + given).copy(seed = given.text("seed").toULong())
+            val sampling = sampling(given).copy(seed = given.text("seed").toULong())
             val logits = logits(case.child("logits"))
             val sampler = Sampler(sampling, ids(case["prompt"]))
             equal("draws $given", List(12) { sampler.next(logits) }, ids(case["tokens"]))
         }
+    }
+
+    private fun sampling(given: Map<String, Any?>): Sampling {
+        fun number(name: String, default: Double) = (given[name] as Number?)?.toDouble() ?: default
+        return Sampling(
+            number("temperature", 1.0),
+            number("top_k", 0.0).toInt(),
+            number("top_p", 1.0),
+            number("min_p", 0.0),
+            number("repetition_penalty", 1.0),
+            given["do_sample"] != false,
+        )
+    }
+
+    /** The message of the UserError, which is one line; null where there is none. */
+    private fun refusal(read: () -> Unit): String? = try {
+        read()
+        null
+    } catch (failure: UserError) {
+        failure.message.orEmpty().also { check(it.isNotEmpty() && it.lines().size == 1) { it } }
+    }
+
+    private fun refusal(manifest: Any?) = refusal { Manifest.check(manifest as Map<String, Any?>) }
+
+    fun manifests() {
+        val vectors = read("manifest.json")
+        for (case in vectors.children("manifests")) {
+            val told = refusal(changed(vectors, case))
+            val right = case["refused"]?.let { told != null && "$it" in told } ?: (told == null)
+            equal("manifest ${case["name"]}: $told", right, true)
+        }
+        for (case in vectors.children("texts")) {
+            val text = case.text("text").repeat(case.whole("times"))
+            equal("text ${case["name"]}", refusal { Manifest.read(text.reader()) } != null, true)
+        }
+        for ((kind, names) in vectors.child("paths")) for (name in names as List<String>) {
+            val file = mapOf("size" to 1L, "sha256" to "0".repeat(64))
+            val places = listOf(listOf("files", name) to file, listOf("links") to listOf(name), listOf("graph") to name)
+            for ((at, value) in places.take(if (kind == "good") 2 else 3)) {
+                val changes = mapOf("of" to "single", "changes" to listOf(mapOf("at" to at, "value" to value)))
+                equal("$kind path $name at $at", refusal(changed(vectors, changes)) == null, kind == "good")
+            }
+        }
+        for (case in vectors.children("choice")) choice(case, vectors.child("graphs"))
+        for (case in vectors.children("reads")) {
+            val content = changed(vectors, case) as Map<String, Any?>
+            val entry = Manifest.graphs(content).first { it["graph"] == case["graph"] }
+            equal("reads ${case["name"]}", Manifest(content, entry).reads.map { it.name }.sorted(), case["files"])
+        }
+    }
+
+    private fun choice(case: Map<String, Any?>, graphs: Map<String, Any?>) {
+        val runtime = case.child("runtime")
+        fun words(name: String) = runtime[name] as List<String>
+        val device = Device(runtime.text("version"), words("providers"), words("features").toSet(), words("kv"), runtime["appends"] == true)
+        var chosen: Any? = null
+        val told = refusal { chosen = device.choose((case["graphs"] as List<String>).map(graphs::child))["graph"] }
+        equal("choice ${case["name"]}", chosen, case["chosen"])
+        equal("why not ${case["name"]}: $told", (case["names"] as List<String>).all { it in told.orEmpty() }, true)
+    }
+
+    /** The manifest that a case is about. */
+    private fun changed(vectors: Map<String, Any?>, case: Map<String, Any?>): Any? =
+        case.children("changes").fold(vectors[case.text("of")]) { value, change -> changed(value, change["at"] as List<Any?>, change) }
+
+    private fun changed(value: Any?, at: List<Any?>, change: Map<String, Any?>): Any? {
+        val step = at.firstOrNull() ?: return change["value"]
+        if (step is Long) {
+            val items = value as List<Any?>
+            return items.mapIndexed { i, item -> if (i.toLong() == step) changed(item, at.drop(1), change) else item }
+        }
+        val members = value as Map<String, Any?>
+        if (at.size == 1 && "value" !in change) return members - "$step"
+        return members + ("$step" to changed(members["$step"], at.drop(1), change))
     }
 
     private fun logits(given: Map<String, Any?>): FloatArray {

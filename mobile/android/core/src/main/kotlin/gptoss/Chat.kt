@@ -9,22 +9,18 @@ import java.io.File
 class Model private constructor(private val folder: File, val manifest: Manifest, open: () -> OrtSession) : AutoCloseable {
     val tokenizer: Tokenizer = File(folder, "tokenizer.json").readBy(::Tokenizer)
     val harmony = Harmony(tokenizer)
-    private val config = listOf("generation_config.json", "config.json").map(::json)
+    private val configs = listOf("generation_config.json", "config.json").associateWith(::json)
 
     /** The package's own. */
-    val sampling: Sampling = Sampling.from(config[0])
-    /** Harmony's stops too: a file of another tool may name a padding token alone. */
-    val stopIds: Set<Int> = harmony.stopIds + (config.firstNotNullOfOrNull { found ->
-        when (val ids = found["eos_token_id"]) {
-            is Number -> setOf(ids.toInt())
-            is List<*> -> ids.map { (it as Number).toInt() }.toSet()
-            else -> null
-        }
-    } ?: emptySet())
+    val sampling: Sampling = configs.entries.first().let { (name, config) -> naming(name) { GenerationConfig.sampling(config) } }
+
+    /** Harmony's, and those that the package names: another tool's file may name a padding token alone. */
+    val stopIds: Set<Int> = harmony.stopIds +
+        configs.firstNotNullOfOrNull { (name, config) -> naming(name) { GenerationConfig.stopIds(config) } }.orEmpty()
     private val graph = open() // last: where the rest fails, no weights stay behind
 
     private fun json(name: String): Map<String, Any?> {
-        val file = File(folder, name)
+        val file = place(folder, name)
         return if (file.isFile) file.readBy(Json::members) else emptyMap()
     }
 
@@ -43,14 +39,10 @@ class Model private constructor(private val folder: File, val manifest: Manifest
         /** Loads the package in `folder`, which takes seconds; UserError when it cannot be. */
         fun load(folder: File, threads: Int = Runtime.getRuntime().availableProcessors()): Model {
             val manifest = Manifest.load(folder)
-            for (file in manifest.files) {
-                if (File(folder, file.name).length() != file.size) throw UserError("${file.name} is missing or cut short: get the package again")
+            for (file in manifest.reads) {
+                if (place(folder, file.name).length() != file.size) throw UserError("${file.name} is missing or cut short: get the package again")
             }
             val environment = OrtEnvironment.getEnvironment()
-            environment.setTelemetry(false) // nothing leaves the phone
-            if (older(environment.version, manifest.minRuntime)) {
-                throw UserError("the package needs ONNX Runtime ${manifest.minRuntime}, the app has ${environment.version}")
-            }
             return Model(folder, manifest) {
                 OrtSession.SessionOptions().use { options ->
                     options.setIntraOpNumThreads(threads)
@@ -62,13 +54,6 @@ class Model private constructor(private val folder: File, val manifest: Manifest
                     }
                 }
             }
-        }
-
-        private fun older(version: String, wanted: String): Boolean {
-            fun parts(text: String) = text.split(".").map { part -> part.takeWhile(Char::isDigit).toIntOrNull() ?: 0 }
-            val (have, need) = parts(version) to parts(wanted)
-            for (i in need.indices) if (have.getOrElse(i) { 0 } != need[i]) return have.getOrElse(i) { 0 } < need[i]
-            return false
         }
     }
 }

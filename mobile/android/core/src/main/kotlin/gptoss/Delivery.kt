@@ -1,5 +1,6 @@
 package gptoss
 
+import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.FileNotFoundException
 import java.io.IOException
@@ -20,10 +21,10 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
     @Volatile
     private var cancelled = false
 
-    /** True when all files of the manifest are there, by size. */
+    /** True when all files that an app reads are there, by size. */
     val complete: Boolean
         get() = try {
-            Manifest.load(folder).files.all { File(folder, it.name).length() == it.size }
+            Manifest.load(folder).reads.all { place(folder, it.name).length() == it.size }
         } catch (_: UserError) {
             false
         }
@@ -63,7 +64,7 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
 
     private fun bring(progress: (Long, Long) -> Unit, open: (String, Long) -> Part) {
         try {
-            val text = open(Manifest.FILE, 0).stream.use { it.readBytes() }
+            val text = open(Manifest.FILE, 0).stream.use(::manifest)
             val manifest = Manifest.read(text.inputStream().reader())
             folder.mkdirs()
             val wanted = manifest.files.filterNot(::isHere)
@@ -87,10 +88,23 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
         }
     }
 
-    private fun partial(file: PackageFile) = File(folder, "${file.name}.partial")
+    /** A server's answer may never end. */
+    private fun manifest(stream: InputStream): ByteArray {
+        val text = ByteArrayOutputStream()
+        val block = ByteArray(1 shl 14)
+        while (text.size() <= Manifest.MOST_BYTES) {
+            goOn()
+            val count = stream.read(block)
+            if (count < 0) return text.toByteArray()
+            text.write(block, 0, count)
+        }
+        throw UserError("${Manifest.FILE}: more than ${Manifest.MOST_BYTES} bytes are too many for one")
+    }
+
+    private fun partial(file: PackageFile) = place(folder, "${file.name}.partial")
 
     private fun isHere(file: PackageFile): Boolean {
-        val target = File(folder, file.name)
+        val target = place(folder, file.name)
         return target.isFile && target.length() == file.size && sha256(target) { goOn() } == file.sha256
     }
 
@@ -131,6 +145,6 @@ class Delivery(private val folder: File, private val timeout: Int = 30_000) {
     }
 
     private fun rename(whole: File, name: String) {
-        if (!whole.renameTo(File(folder, name))) throw IOException("$name cannot be written")
+        if (!whole.renameTo(place(folder, name))) throw IOException("$name cannot be written")
     }
 }

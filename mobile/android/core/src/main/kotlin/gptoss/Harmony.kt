@@ -18,19 +18,24 @@ data class Message(
     val kind: String get() = if (isCall) "call" else channel ?: "final"
 }
 
-/** What the system message says. `date` is ISO 8601. */
+internal val CHANNELS = listOf("analysis", "commentary", "final")
+
+/** What the system message says; null leaves that line out. `date` is ISO 8601. */
 data class SystemPrompt(
-    val date: String,
-    val reasoning: String = "medium",
-    val identity: String = "You are ChatGPT, a large language model trained by OpenAI.",
-    val knowledgeCutoff: String = "2024-06",
+    val date: String?,
+    val reasoning: String? = "medium",
+    val identity: String? = "You are ChatGPT, a large language model trained by OpenAI.",
+    val knowledgeCutoff: String? = "2024-06",
+    val channels: List<String> = CHANNELS,
 ) {
-    fun text(): String = "$identity\nKnowledge cutoff: $knowledgeCutoff\nCurrent date: $date" +
-        "\n\nReasoning: $reasoning\n\n# Valid channels: ${CHANNELS.joinToString(", ")}." +
-        " Channel must be included for every message."
+    fun text(): String {
+        val top = listOfNotNull(identity, knowledgeCutoff?.let { "Knowledge cutoff: $it" }, date?.let { "Current date: $it" })
+        val must = "# Valid channels: ${channels.joinToString(", ")}. Channel must be included for every message."
+        val head = if (top.isEmpty()) null else top.joinToString("\n")
+        return listOfNotNull(head, reasoning?.let { "Reasoning: $it" }, must.takeIf { channels.isNotEmpty() }).joinToString("\n\n")
+    }
 }
 
-internal val CHANNELS = listOf("analysis", "commentary", "final")
 internal const val CHANNEL = "<|channel|>"
 internal const val CONSTRAIN = "<|constrain|>"
 internal const val MESSAGE = "<|message|>"
@@ -51,18 +56,22 @@ internal fun calledName(name: String, called: Collection<String>): String? =
 class Harmony(private val tokenizer: Tokenizer) {
     val stopIds: Set<Int> = STOPS.filter(tokenizer::hasSpecial).map(tokenizer::special).toSet()
 
-    /** Ids of a conversation, with the assistant's turn opened at the end when `reply`. */
+    /**
+     * Ids of a conversation, with the assistant's turn opened at the end when `reply`.
+     * `autoDropAnalysis`: the reasoning of answered turns is left out, as the format says.
+     */
     fun render(
         messages: List<Message>,
         system: SystemPrompt?,
         instructions: String? = null,
+        autoDropAnalysis: Boolean = true,
         reply: Boolean = true,
     ): List<Int> {
         val head = listOfNotNull(
             system?.let { Message("system", it.text()) },
             instructions?.let { Message("developer", "# Instructions\n\n$it") },
         )
-        val ids = (head + shown(messages)).flatMap(::render)
+        val ids = (head + shown(messages, autoDropAnalysis)).flatMap(::render)
         return if (reply) ids + tokenizer.special("<|start|>") + tokenizer.encode("assistant") else ids
     }
 
@@ -97,12 +106,12 @@ class Harmony(private val tokenizer: Tokenizer) {
     /**
      * What of a history the model is shown, with no call or result that lacks the other.
      *
-     * The reasoning of answered turns is dropped, that of a turn still calling tools stays. Calls
-     * stay with their results, on any channel; a call that had none when the user spoke again is
-     * dropped. A result takes the name its call was made by.
+     * The reasoning of answered turns is dropped if `autoDropAnalysis`, that of a turn still calling
+     * tools stays. Calls stay with their results, on any channel; a call that had none when the user
+     * spoke again is dropped. A result takes the name its call was made by.
      */
-    private fun shown(messages: List<Message>): List<Message> {
-        val last = messages.indexOfLast { it.role == "assistant" && it.channel == "final" && !it.isCall }
+    private fun shown(messages: List<Message>, autoDropAnalysis: Boolean): List<Message> {
+        val last = if (!autoDropAnalysis) -1 else messages.indexOfLast { it.role == "assistant" && it.channel == "final" && !it.isCall }
         val shown = ArrayList<Message>()
         val waiting = ArrayList<Pair<Int, String>>() // calls without a result: place in `shown`, tool's name
         val dropped = HashSet<Int>()

@@ -26,21 +26,6 @@ data class Sampling(
         val penalty = repetitionPenalty > 0 && repetitionPenalty.isFinite()
         require("repetitionPenalty", repetitionPenalty, penalty, "above 0")
     }
-
-    companion object {
-        /** From a generation_config.json: greedy unless it says do_sample; what it leaves out is off. */
-        fun from(config: Map<String, Any?>): Sampling {
-            fun number(name: String, default: Double) = (config[name] as? Number)?.toDouble() ?: default
-            return Sampling(
-                number("temperature", 1.0),
-                number("top_k", 0.0).toInt(),
-                number("top_p", 1.0),
-                number("min_p", 0.0),
-                number("repetition_penalty", 1.0),
-                config["do_sample"] == true,
-            )
-        }
-    }
 }
 
 /** Steele, Lea and Flood's SplitMix64. */
