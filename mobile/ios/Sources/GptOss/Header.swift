@@ -133,7 +133,8 @@ private let names = "(\(channels.joined(separator: "|")))\(wordEnd)"
 private let stuckChannel = pattern("^\(space)*assistant\(names)")
 private let namedChannel = pattern("^[^<]*<\\|channel\\|>\(names)")
 private let assistant = pattern("^\(space)*(assistant)\(wordEnd)")
-private let leadingType = pattern("^\(space)*\(mark)\(space)*(\(typeName))")
+// One that JSON follows, or one behind its mark.
+private let leadingType = pattern("^\(space)*(\(mark)\(space)*\(typeName)|json(?=\(space)*\\{))")
 private let wholeType = pattern("^(\(typeName))(?![\\s\\S])")
 
 private func isType(_ word: String) -> Bool { wholeType(word) != nil }

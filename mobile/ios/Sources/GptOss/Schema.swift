@@ -6,8 +6,20 @@ import Foundation
 /// and names its field in the same way.
 struct Schema {
     private let root: [String: Any]
+    private let patterns: [String: NSRegularExpression]  // each is compiled once
 
-    init(_ root: Json) { self.root = root.members }
+    init(_ root: Json) throws {
+        self.root = root.members
+        patterns = try Schema.patterns(root.members)
+    }
+
+    private static func patterns(_ value: Any) throws -> [String: NSRegularExpression] {
+        let members = value as? [String: Any] ?? [:]
+        var found: [String: NSRegularExpression] = [:]
+        if let text = members["pattern"] as? String { found[text] = try NSRegularExpression(pattern: text) }
+        for part in Array(members.values) + (value as? [Any] ?? []) { try found.merge(patterns(part)) { $1 } }
+        return found
+    }
 
     /// The first thing in `value` that is forbidden, as a line that begins with its field; nil where
     /// there is none.
@@ -53,6 +65,31 @@ struct Schema {
         }
         return nil
     }
+
+    /// What the value itself must be and is not, in words.
+    private func wanted(_ value: Any, _ schema: [String: Any]) -> String? {
+        let names = schema["type"] as? [String] ?? (schema["type"] as? String).map { [$0] }
+        if let kinds = names?.compactMap({ types[$0] }), !kinds.contains(where: { $0.right(value) }) {
+            return kinds.map(\.words).joined(separator: " or ")
+        }
+        let allowed = schema["const"].map { [$0] } ?? schema["enum"] as? [Any]
+        if let allowed, !allowed.contains(where: { same($0, value) }) {
+            return allowed.map(shown).joined(separator: " or ")
+        }
+        if let value = number(value) {
+            if let least = schema["minimum"].flatMap(number), value < least { return "at least \(shown(least))" }
+            if let most = schema["maximum"].flatMap(number), value > most { return "at most \(shown(most))" }
+        }
+        if let value = value as? String {
+            let least = schema["minLength"] as? Int ?? 0
+            let most = schema["maxLength"] as? Int ?? Int.max
+            if !(least...most).contains(value.unicodeScalars.count) { return "of \(least) to \(most) letters" }
+            if let pattern = (schema["pattern"] as? String).flatMap({ patterns[$0] }), !matches(value, pattern) {
+                return "of the form \(schema["title"] ?? "")"
+            }
+        }
+        return nil
+    }
 }
 
 private let types: [String: (words: String, right: (Any) -> Bool)] = [
@@ -64,31 +101,6 @@ private let types: [String: (words: String, right: (Any) -> Bool)] = [
     "array": ("a list", { $0 is [Any] }),
     "object": ("an object", { $0 is [String: Any] }),
 ]
-
-/// What the value itself must be and is not, in words.
-private func wanted(_ value: Any, _ schema: [String: Any]) -> String? {
-    let names = schema["type"] as? [String] ?? (schema["type"] as? String).map { [$0] }
-    if let kinds = names?.compactMap({ types[$0] }), !kinds.contains(where: { $0.right(value) }) {
-        return kinds.map(\.words).joined(separator: " or ")
-    }
-    let allowed = schema["const"].map { [$0] } ?? schema["enum"] as? [Any]
-    if let allowed, !allowed.contains(where: { same($0, value) }) {
-        return allowed.map(shown).joined(separator: " or ")
-    }
-    if let value = number(value) {
-        if let least = schema["minimum"].flatMap(number), value < least { return "at least \(shown(least))" }
-        if let most = schema["maximum"].flatMap(number), value > most { return "at most \(shown(most))" }
-    }
-    if let value = value as? String {
-        let least = schema["minLength"] as? Int ?? 0
-        let most = schema["maxLength"] as? Int ?? Int.max
-        if !(least...most).contains(value.unicodeScalars.count) { return "of \(least) to \(most) letters" }
-        if let pattern = schema["pattern"] as? String, !matches(value, pattern) {
-            return "of the form \(schema["title"] ?? "")"
-        }
-    }
-    return nil
-}
 
 private func counted(_ count: Int, _ schema: [String: Any], _ what: String, _ field: String) -> String? {
     let least = schema["min\(what)"] as? Int ?? 0
@@ -103,12 +115,15 @@ private func same(_ one: Any, _ other: Any) -> Bool {
 }
 
 private func joined(_ field: String, _ name: String) -> String {
-    let part = matches(name, "^[A-Za-z0-9_.+-]{1,128}(?![\\s\\S])") ? name : shown(name)
+    let isPlain = name.utf8.count <= 128 && name.unicodeScalars.allSatisfy { plain.contains($0) }
+    let part = isPlain ? name : shown(name)
     return field.isEmpty ? part : "\(field).\(part)"
 }
 
-private func matches(_ text: String, _ pattern: String) -> Bool {
-    text.range(of: pattern, options: .regularExpression) != nil
+private let plain = Set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+-".unicodeScalars)
+
+private func matches(_ text: String, _ pattern: NSRegularExpression) -> Bool {
+    pattern.firstMatch(in: text, range: NSRange(location: 0, length: text.utf16.count)) != nil
 }
 
 /// A boolean of JSON, as Foundation reads one: any NSNumber turns into a Bool.

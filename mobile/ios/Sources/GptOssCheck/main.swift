@@ -7,7 +7,14 @@ let tokenizer = try Tokenizer(contentsOf: arguments[1].appendingPathComponent("t
 var passed = 0
 var failed = 0
 
-func read(_ name: String) throws -> Json { try Json(contentsOf: arguments[0].appendingPathComponent(name)) }
+/// Half a surrogate pair is U+FFFD here: no text of Swift's holds one, and Foundation reads no such file.
+func read(_ name: String) throws -> Json {
+    let text = try String(contentsOf: arguments[0].appendingPathComponent(name), encoding: .utf8)
+    let (high, low) = ("\\\\ud[89ab][0-9a-f]{2}", "\\\\ud[c-f][0-9a-f]{2}")
+    let half = "\(high)(?!\(low))|(?<!\(high))\(low)"
+    let whole = text.replacingOccurrences(of: half, with: "\\\\ufffd", options: .regularExpression)
+    return try Json(text: Data(whole.utf8))
+}
 
 /// Texts are compared by their bytes: Swift's == takes é and e with an accent for the same.
 func equal<T>(_ what: String, _ found: T, _ expected: T) {

@@ -90,6 +90,7 @@ internal class Header(val message: Message, val tool: String? = null, val unname
         private val SPACED_CONSTRAIN = Regex("$SPACE*$MARK$SPACE*")
         private val NAMED_CHANNEL = Regex("^[^<]*<\\|channel\\|>$NAMES")
         private val ROLE = Regex("^$SPACE*assistant$WORD_END")
-        private val LEADING_TYPE = Regex("^$SPACE*$MARK$SPACE*$TYPE_NAME")
+        // One that JSON follows, or one behind its mark.
+        private val LEADING_TYPE = Regex("^$SPACE*(?:$MARK$SPACE*$TYPE_NAME|json(?=$SPACE*\\{))")
     }
 }
