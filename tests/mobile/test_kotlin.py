@@ -25,7 +25,7 @@ def core(aar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("core")
     done = compile_kotlin([ANDROID / "core" / "src"], [aar], out)
     assert done.returncode == 0, done.stderr
-    schema = (ANDROID / named(r'from\("\$rootDir/(.+)"\)', "core/build.gradle.kts")).resolve()
+    schema = (ANDROID / named(r'from\("\$rootDir/([^"]+)"\)', "core/build.gradle.kts")).resolve()
     shutil.copy(schema, out / "gptoss")
     return out
 
