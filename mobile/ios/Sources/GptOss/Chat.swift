@@ -54,12 +54,14 @@ public final class Chat: @unchecked Sendable {
     /// What was said.
     public var messages: [Message] = []
     private let model: Model
-    private let session: Session
+    package let session: Session
     private let system: SystemPrompt
     private let instructions: String?
     private let sampling: Sampling
     private let lock = NSLock()
-    private var cancelled = false
+    /// Whether the turn under way is cancelled, nil between turns: no cancel outlives its turn, and no
+    /// other `send` takes one back.
+    private var cancelled: Bool?
 
     init(
         _ model: Model, _ session: Session, _ system: SystemPrompt, _ instructions: String?,
@@ -69,25 +71,29 @@ public final class Chat: @unchecked Sendable {
         (self.instructions, self.sampling) = (instructions, sampling)
     }
 
-    /// Ends the reply under way after its present token. From any thread.
-    public func cancel() { set(true) }
+    /// Ends the reply under way, begun or not, after its present token; without one it does nothing.
+    /// From any thread.
+    public func cancel() { locked { if cancelled != nil { cancelled = true } } }
 
-    private func set(_ value: Bool) {
-        lock.lock()
-        cancelled = value
-        lock.unlock()
-    }
-
-    private var isCancelled: Bool {
+    private func locked<T>(_ body: () throws -> T) rethrows -> T {
         lock.lock()
         defer { lock.unlock() }
-        return cancelled
+        return try body()
     }
 
+    private var isCancelled: Bool { locked { cancelled == true } }
+
     /// Says `text` and streams the reply to `onEvent`. When it fails, the history is as before.
+    /// UserError while another is under way.
     @discardableResult
     public func send(_ text: String, onEvent: (Event) -> Void = { _ in }) throws -> Reply {
-        set(false)
+        try locked {
+            guard cancelled == nil else {
+                throw UserError("this chat is answering already: cancel that reply first")
+            }
+            cancelled = false
+        }
+        defer { locked { cancelled = nil } }
         messages.append(Message("user", text))
         do {
             return try answer(onEvent)
@@ -112,7 +118,7 @@ public final class Chat: @unchecked Sendable {
     private func generate(_ prompt: [Int], _ onToken: (Int) -> Void) throws -> Finish {
         let sampler = Sampler(sampling, prompt: prompt)
         var logits: [Float] = []
-        var at = session.reuse(prompt)
+        var at = try session.reuse(prompt)
         while at < prompt.count {
             if isCancelled { return .cancelled }
             let end = min(at + chunkSize, prompt.count)

@@ -4,6 +4,8 @@ import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
 import ai.onnxruntime.OrtSession
 import java.io.File
+import java.util.concurrent.atomic.AtomicBoolean
+import java.util.concurrent.atomic.AtomicReference
 
 /** A package that is loaded. Close it when the app no longer needs it. */
 class Model private constructor(private val folder: File, val manifest: Manifest, open: () -> OrtSession) : AutoCloseable {
@@ -61,7 +63,7 @@ class Model private constructor(private val folder: File, val manifest: Manifest
 /** One conversation. One reply at a time, on a thread of the caller's that may wait. */
 class Chat internal constructor(
     private val model: Model,
-    private val session: Session,
+    internal val session: Session,
     private val system: SystemPrompt?,
     private val instructions: String?,
     private val sampling: Sampling,
@@ -69,23 +71,30 @@ class Chat internal constructor(
     /** What was said. */
     val messages = ArrayList<Message>()
 
-    @Volatile
-    private var cancelled = false
+    // Whether the turn under way is cancelled, a flag of its own: no cancel outlives its turn, and no
+    // other `send` takes one back.
+    private val turn = AtomicReference<AtomicBoolean>()
+    private val cancelled get() = turn.get().get()
 
-    /** Ends the reply under way after its present token. From any thread. */
+    /** Ends the reply under way, begun or not, after its present token; without one it does nothing. From any thread. */
     fun cancel() {
-        cancelled = true
+        turn.get()?.set(true)
     }
 
-    /** Says `text` and streams the reply to `onEvent`. When it fails, the history is as before. */
+    /**
+     * Says `text` and streams the reply to `onEvent`. When it fails, the history is as before. UserError
+     * while another is under way.
+     */
     fun send(text: String, onEvent: (Event) -> Unit = {}): Reply {
-        cancelled = false
+        if (!turn.compareAndSet(null, AtomicBoolean())) throw UserError("this chat is answering already: cancel that reply first")
         messages += Message("user", text)
         try {
             return answer(onEvent)
         } catch (failure: Throwable) {
             messages.removeAt(messages.lastIndex)
             throw failure
+        } finally {
+            turn.set(null)
         }
     }
 
