@@ -46,7 +46,7 @@ public struct Delivery: Sendable {
         let text = try place("\(Manifest.file).partial")
         try await fetch(Manifest.file, from: base, to: text, start: 0, most: Manifest.mostBytes) { _ in }
         defer { try? FileManager.default.removeItem(at: text) }
-        let manifest = try Manifest(text: Data(contentsOf: text))
+        let manifest = try Manifest(text: naming(Manifest.file) { try read(text, most: Manifest.mostBytes) })
         let wanted = try manifest.files.filter { try !isHere($0) }
         // Until all of the new files are here, the folder is no package, nor the one it was.
         if !wanted.isEmpty { try? FileManager.default.removeItem(at: place(Manifest.file)) }
