@@ -1,7 +1,5 @@
 package gptoss.check
 
-import gptoss.CHUNK
-import gptoss.Chat
 import gptoss.Device
 import gptoss.Event
 import gptoss.Finish
@@ -13,7 +11,6 @@ import gptoss.Model
 import gptoss.Reply
 import gptoss.Sampler
 import gptoss.Sampling
-import gptoss.Session
 import gptoss.SplitMix64
 import gptoss.StreamParser
 import gptoss.SystemPrompt
@@ -37,7 +34,7 @@ fun main(arguments: Array<String>) {
     check.sampling()
     if (arguments.size > 2) {
         check.answers(File(arguments[2]))
-        check.turns(File(arguments[2]))
+        Turns(check).hold(File(arguments[2]))
     }
     println("${check.passed} passed, ${check.failed} failed")
     if (check.failed > 0) kotlin.system.exitProcess(1)
@@ -50,7 +47,7 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
 
     private fun read(name: String) = File(folder, name).bufferedReader().use(Json::read) as Map<String, Any?>
 
-    private fun equal(what: String, found: Any?, expected: Any?) {
+    fun equal(what: String, found: Any?, expected: Any?) {
         if (found == expected) passed++ else {
             failed++
             println("$what: $found instead of $expected")
@@ -170,7 +167,7 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
     }
 
     /** The message of the UserError, which is one line; null where there is none. */
-    private fun refusal(read: () -> Unit): String? = try {
+    fun refusal(read: () -> Unit): String? = try {
         read()
         null
     } catch (failure: UserError) {
@@ -250,86 +247,9 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
             }
         }
         model.chat("2026-01-01", sampling = Sampling(temperature = 0.0)).use { chat ->
-            val ends = listOf(chat.send(question), chat.send(question) { chat.cancel() }, chat.send(question)).map { it.finish }
+            val ends = listOf(chat.send(QUESTION), chat.send(QUESTION) { chat.cancel() }, chat.send(QUESTION)).map { it.finish }
             equal("finish", ends, listOf(Finish.STOP, Finish.CANCELLED, Finish.STOP))
             equal("turns", chat.messages.count { it.role == "user" }, 3)
         }
-    }
-
-    private val question = "What does os.path.join do?"
-
-    /** Whatever became of a turn, the next one's reply is a new session's. */
-    fun turns(folder: File) = Model.load(folder, threads = 1).use { model ->
-        fun <T> chat(use: (Chat) -> T): T = model.chat("2026-01-01", sampling = Sampling(temperature = 0.0)).use(use)
-        val random = SplitMix64(1u)
-        fun ids(count: Int) = List(count) { (random.uniform() * model.manifest.vocabSize).toInt() }
-        // So long that sliding layers move their rows in either; ids at random, as the demo says of
-        // what it knows the same in spite of wrong rows.
-        val first = ids(210)
-        val (second, other) = first + ids(90) to ids(150)
-        val expected = chat { reply(it.session, second) }
-        for (run in 1..8) chat { chat ->
-            fail(chat.session, run, second)
-            equal("after run $run failed", reply(chat.session, second), expected)
-        }
-        for (run in 1..5) chat { chat ->
-            reply(chat.session, first)
-            fail(chat.session, run, second)
-            equal("after a turn and run $run failed", reply(chat.session, second), expected)
-        }
-        chat { chat ->
-            reply(chat.session, first)
-            fail(chat.session, 3, other)
-            equal("after another prompt failed", reply(chat.session, second), expected)
-        }
-        chat(::cancels)
-        chat { strangeIds(it.session, model.manifest.vocabSize) }
-    }
-
-    /** Greedy, fed as a chat does. */
-    private fun reply(session: Session, prompt: List<Int>): List<Int> {
-        var logits = FloatArray(0)
-        for (chunk in prompt.drop(session.reuse(prompt)).chunked(CHUNK)) logits = session.feed(chunk)
-        session.snapshot()
-        return List(8) {
-            val token = logits.indices.maxBy { logits[it] }
-            logits = session.feed(listOf(token))
-            token
-        }
-    }
-
-    private fun fail(session: Session, run: Int, prompt: List<Int>) {
-        var runs = 0
-        session.ran = { if (++runs == run) throw UserError("made to fail") }
-        equal("run $run fails", refusal { reply(session, prompt) }, "made to fail")
-        session.ran = {}
-    }
-
-    private fun cancels(chat: Chat) {
-        chat.cancel()
-        equal("cancelled between turns", chat.send(question).finish, Finish.STOP)
-        chat.session.ran = { chat.cancel() }
-        val reply = chat.send(question)
-        chat.session.ran = {}
-        equal("cancelled in the prompt", reply.finish, Finish.CANCELLED)
-        equal("said before", reply.tokens, emptyList<Int>())
-        var refused: String? = null
-        val cancelled = chat.send(question) {
-            chat.cancel()
-            refused = refusal { chat.send(question) }
-        }
-        equal("a second turn", refused, "this chat is answering already: cancel that reply first")
-        equal("cancelled before a second turn", cancelled.finish, Finish.CANCELLED)
-        equal("after a cancel", chat.send(question).finish, Finish.STOP)
-    }
-
-    private fun strangeIds(session: Session, size: Int) {
-        for (id in listOf(-1, size, Int.MAX_VALUE)) {
-            val told = "have $id at position 1: the vocabulary has $size tokens, ids from 0 to ${size - 1}"
-            equal("feed $id", refusal { session.feed(listOf(0, id)) }, "the tokens $told")
-            equal("reuse $id", refusal { session.reuse(listOf(0, id, 0)) }, "the prompt's tokens $told")
-        }
-        equal("feed nothing", refusal { session.feed(emptyList()) }, "no token is fed: feed at least one")
-        equal("fed", session.length, 0)
     }
 }
