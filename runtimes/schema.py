@@ -27,6 +27,8 @@ def fault(value: Any, schema: Schema, root: Schema, where: str = "") -> str | No
     One line that begins with the field: `kv.layers[0].window is -1: it must be at least 1`.
     `root` is where `$ref` points into, `where` the field that `value` stands in.
     """
+    if not schema:  # anything: however deep it nests, nobody looks inside
+        return None
     if "$ref" in schema and (found := fault(value, _referred(root, schema["$ref"]), root, where)):
         return found
     for part in schema.get("allOf", ()):

@@ -316,3 +316,16 @@ def test_a_cache_that_does_not_fit_is_one_line(
     monkeypatch.setattr(session, "make_buffer", full)
     with pytest.raises(UserError, match="the KV cache of 1 x 256 tokens does not fit into memory"):
         Session(package)
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 5000, 200_000])
+def test_a_field_that_nests_deeply_is_passed_over_or_one_line(copy: Path, depth: int) -> None:
+    """900 levels are JSON to Python, and were too deep for who looked into them."""
+    text = (copy / MANIFEST).read_text().rstrip().removesuffix("}")
+    (copy / MANIFEST).write_text(f'{text}, "more": {"[" * depth}{"]" * depth}}}')
+    if depth <= 900:
+        assert Package.open(copy).manifest.name
+        return
+    with pytest.raises(UserError, match="nested too deeply") as caught:
+        Package.open(copy)
+    assert len(str(caught.value).splitlines()) == 1
