@@ -11,6 +11,7 @@ let targets: [Target] = [
     .target(name: "COnnxRuntime", linkerSettings: [.linkedLibrary("onnxruntime")]),
     .executableTarget(name: "GptOssCheck", dependencies: ["GptOss"]),
     .executableTarget(name: "GptOssBring", dependencies: ["GptOss"]),
+    .executableTarget(name: "GptOssTokens", dependencies: ["GptOss"]),
 ]
 #else
 let library: [Product] = [.library(name: "GptOssChat", targets: ["GptOssChat"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gptoss_onnx.runtimes.target import Target, get_target
 from gptoss_onnx.tuning.calibration import calibrated
 from tests.conftest import DEMO
 from tests.mobile.kotlin import from_aar
+from tests.mobile.tokens import real_size_cases
 
 pytest.register_assert_rewrite("tests.mobile.bringing")
 PhonePackage = Callable[..., Path]
@@ -69,3 +71,11 @@ def aar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jar = tmp_path_factory.mktemp("aar") / "classes.jar"
     jar.write_bytes(from_aar("classes.jar"))
     return jar
+
+
+@pytest.fixture(scope="session")
+def real_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ids of o200k_harmony for its corpus and for two words of a million letters."""
+    file = tmp_path_factory.mktemp("tokens") / "cases.json"
+    file.write_text(json.dumps(real_size_cases()))
+    return file

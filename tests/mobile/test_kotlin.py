@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,12 @@ from tests.conftest import DEMO, ROOT
 from tests.mobile.bringing import COMPARISONS, App, Bringing, add
 from tests.mobile.kotlin import ANDROID, compile_kotlin, named, native_libraries, run_kotlin
 from tests.mobile.package_server import PackageServer
+from tests.mobile.tokens import compared, halves
+from tests.o200k import o200k
 
 pytestmark = pytest.mark.slow
 
-CHECK, BRING = "gptoss.check.CheckKt", "gptoss.check.BringKt"
+CHECK, BRING, TOKENS = (f"gptoss.check.{name}Kt" for name in ("Check", "Bring", "Tokens"))
 VECTORS = ROOT / "tests" / "vectors"
 
 
@@ -43,9 +46,24 @@ def test_the_core_holds_to_the_vectors_and_gives_the_demos_answers(
     assert done.returncode == 0
 
 
+def test_tokenizers_are_read_and_refused_as_in_every_language(core: Path, aar: Path) -> None:
+    files = VECTORS / "tokenizer_files.json"
+    done = run_kotlin(TOKENS, [core, aar], DEMO / "tokenizer.json", files)
+    assert done.stdout == f"{compared(files)} passed\n", done.stdout + done.stderr
+
+
+def test_ids_at_real_size_are_the_librarys(
+    core: Path, aar: Path, real_size: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "halves.json").write_text(json.dumps(halves()))
+    for cases in (real_size, tmp_path / "halves.json"):
+        done = run_kotlin(TOKENS, [core, aar], o200k() / "tokenizer.json", cases)
+        assert done.stdout == f"{compared(cases)} passed\n", done.stdout + done.stderr
+
+
 SLIPS = {
     "Sampler.kt": ("return z xor (z shr 31)", "return z xor (z shr 30)", "splitmix64 "),
-    "Tokenizer.kt": ("if (merged < best)", "if (merged <= best)", "encode "),
+    "Bpe.kt": ("offer(previous[place])", "offer(place)", "encode "),
     "StreamParser.kt": ("LONGEST_HEADER = 256", "LONGEST_HEADER = 255", "events "),
 }
 

@@ -21,7 +21,8 @@ public final class Model {
                 throw UserError("\(file.name) is missing or cut short: get the package again")
             }
         }
-        tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent("tokenizer.json"))
+        let size = manifest.vocabSize
+        tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent("tokenizer.json"), vocabSize: size)
         harmony = Harmony(tokenizer)
         let names = ["generation_config.json", "config.json"]
         let configs = try names.map { name in

@@ -9,7 +9,7 @@ import java.util.concurrent.atomic.AtomicReference
 
 /** A package that is loaded. Close it when the app no longer needs it. */
 class Model private constructor(private val folder: File, val manifest: Manifest, open: () -> OrtSession) : AutoCloseable {
-    val tokenizer: Tokenizer = File(folder, "tokenizer.json").readBy(::Tokenizer)
+    val tokenizer: Tokenizer = File(folder, "tokenizer.json").readBy { Tokenizer(it, manifest.vocabSize) }
     val harmony = Harmony(tokenizer)
     private val configs = listOf("generation_config.json", "config.json").associateWith(::json)
 

@@ -37,7 +37,7 @@ class Json private constructor(private val input: Reader) {
     }
 
     private fun fail(): Nothing =
-        throw UserError(if (next < 0) "the JSON ends too soon" else "not JSON: '${next.toChar()}'")
+        throw UserError(if (next < 0) "the JSON ends too soon" else "not JSON: ${shown("${next.toChar()}")}")
 
     private fun take(): Char {
         if (next < 0) fail()
