@@ -106,6 +106,7 @@ DAMAGED = [
     ("a merge to no token", '"merges": [', '"merges": [["!", "q"],'),
     ("a merge of a blank", '"merges": [', '"merges": ["ab",'),
     ("an id twice", '"#": 2,', '"#": 3,'),
+    ("an id of two tokens", '"#": 2,', '"#": 2, "zzqzz": 2,'),
     ("a hole", '"id": 4088,', '"id": 4110,'),
     ("a hole below the last id", '"id": 4095,', '"id": 4100,'),
     ("a hole in the vocabulary", '"#": 2,', ""),

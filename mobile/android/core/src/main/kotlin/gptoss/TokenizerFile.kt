@@ -23,16 +23,19 @@ internal fun tokenId(value: Any?): Int? = (value as? Long)?.takeIf { it in 0 unt
 
 /** What a tokenizer.json holds. UserError where it is damaged, or asks for what this runtime has not. */
 internal class TokenizerFile(content: Map<String, Any?>, vocabSize: Int) {
-    private val model = content["model"] as? Map<*, *> ?: throw UserError("model is no object")
-    val ids: Map<String, Int> = vocabulary(model["vocab"])
+    val ids: Map<String, Int>
     val added: List<AddedToken> = AddedTokens.read(content["added_tokens"])
     val split = splitPattern(content["pre_tokenizer"])
-    val wholePieces: Boolean = model["ignore_merges"] == true
+    val wholePieces: Boolean
     val bpe: Bpe
     private val pieces: Array<String?>
 
     init {
-        checkModel(content["normalizer"])
+        // Not kept: what was read takes several times the memory of what is made of it.
+        val model = content["model"] as? Map<*, *> ?: throw UserError("model is no object")
+        checkModel(model, content["normalizer"])
+        ids = vocabulary(model["vocab"])
+        wholePieces = model["ignore_merges"] == true
         checkAdded()
         pieces = arrayOfNulls(checkIds(vocabSize))
         for ((piece, id) in ids) pieces[id] = piece
@@ -70,7 +73,7 @@ internal class TokenizerFile(content: Map<String, Any?>, vocabSize: Int) {
     }
 
     /** What else a tokenizer.json can ask for is refused: ids would be others. */
-    private fun checkModel(normalizer: Any?) {
+    private fun checkModel(model: Map<*, *>, normalizer: Any?) {
         val type = model["type"] ?: "BPE"
         if (type != "BPE") throw UserError("model.type is ${shown(type)}, not BPE")
         for (option in listOf("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")) {
