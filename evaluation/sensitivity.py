@@ -36,6 +36,7 @@ from gptoss_onnx.evaluation.units import (
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format
 from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
+from gptoss_onnx.graph_passes.weight_role import read_role
 from gptoss_onnx.graph_passes.weights import CHUNK_BYTES
 from gptoss_onnx.runtimes.manifest import Manifest
 
@@ -137,7 +138,7 @@ class PackageWeights:
                 rows, stem = slice(start, start + self._shapes[name][0]), f"{module}.qkv_proj"
             packed, scales = f"{stem}.weight_q{form.bits}", f"{stem}.scales"
         chunks = partial(self._chunks, packed, scales, form, width, rows)
-        if not writes_residual(name):
+        if not writes_residual(read_role(name)):
             return chunks
         return lambda: (chunk / self._residual for chunk in chunks())
 

@@ -19,6 +19,7 @@ from gptoss_onnx.graph_passes.attention_spec import is_fused, kv_windows
 from gptoss_onnx.graph_passes.pipeline import lower, recipe
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.weight_role import known_role
 from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation_config import (
@@ -248,14 +249,15 @@ def summary(made: Plan) -> dict[str, Any]:
     }
 
 
+_READ_AS = {"embedding": "embedding", "rope": "embedding", "experts": "experts"}
+
+
 def weight_bytes(made: Plan) -> dict[str, int]:
     """Bytes by how a token reads them: one row of the embedding, its experts, all of the rest."""
     groups = Counter(embedding=0, experts=0, dense=0)
     for tensor in made.tensors:
-        name = str(tensor.name)
-        lookup = "embed_tokens" in name or name in ("cos_cache", "sin_cache")
-        group = "embedding" if lookup else "experts" if ".experts." in name else "dense"
-        groups[group] += tensor.nbytes
+        role = known_role(tensor)  # constants have none
+        groups[_READ_AS.get(role.group, "dense") if role else "dense"] += tensor.nbytes
     spec = made.checkpoint.spec
     return dict(groups) | {
         "num_experts": spec.num_experts,

@@ -15,10 +15,13 @@ from torch.export import Dim
 from gptoss_onnx.export.custom_ops import DOMAIN, OPSET, functions
 from gptoss_onnx.export.modeling import GptOss
 from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.graph_passes.weight_role import give_roles
 
 
 def trace(spec: GptOssSpec) -> ir.Model:
     """The portable graph of `spec`, with every weight an initializer of no value.
+
+    Weights, past and present have their `WeightRole`.
 
     Inputs: input_ids int64 [batch, sequence], attention_mask int64 [batch, total],
     past_key_values.N.key|value float32 [batch, kv_heads, past, head_dim].
@@ -48,6 +51,7 @@ def trace(spec: GptOssSpec) -> ir.Model:
         value.const_value = None  # fake: bound by name later
     fold_constants(portable)
     ClearMetadataAndDocStringPass()(portable)  # torch's notes hold paths of this machine
+    give_roles(portable.graph)
     _name_dimensions(portable.graph)
     portable.opset_imports[DOMAIN] = 1
     for function in functions():

@@ -51,7 +51,7 @@ class DecomposeAttention:
         heads, kv_heads, dim = (_size(node, n) for n in ("num_heads", "kv_num_heads", "head_dim"))
         window, global_tokens = _size(node, "window"), _size(node, "num_global_tokens")
         sinks, cos, sin, _, past_key, past_value = (v for v in node.inputs[3:] if v is not None)
-        name = qkv[0].name.rpartition(".")[0]
+        name = qkv[0].role.module
         out, present_key, present_value = (
             output(str(value.name), FLOAT, value.shape) for value in node.outputs
         )

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.nodes import FLOAT, INT64, Nodes
-from gptoss_onnx.graph_passes.quantization import Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.step import discard, output
+from gptoss_onnx.graph_passes.weight_role import role_of
 from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
 
@@ -22,7 +23,7 @@ class ExpertLayer:
         self._hidden, self._logits, self.gate_up, self.gate_up_bias, self.down, self.down_bias = (
             values
         )
-        self.name = str(self.gate_up.name).rpartition(".")[0]
+        self.name = role_of(self.gate_up).module
         self.top_k = node.attributes.get_int("top_k")
         self._limit = node.attributes.get_float("swiglu_limit")
         self._alpha = node.attributes.get_float("swiglu_alpha")
@@ -47,11 +48,11 @@ class ExpertLayer:
     def swiglu(self, nodes: Nodes, gate_up: ir.Value) -> ir.Value:
         """[n, I] of [n, 2I]: gate * sigmoid(alpha gate) * (up + 1), clamped; pairs interleaved."""
         limit, least = (nodes.constant(np.float32(s * self._limit)) for s in (1, -1))
-        pairs = nodes.reshape(gate_up, [0, -1, 2], "pairs")
+        pairs, halves = nodes.reshape(gate_up, [0, -1, 2], "pairs"), ("gate", "up")
         # Without the last axis of 1, over which a broadcast scalar is added 40 times as slowly.
         gate, up = (
-            nodes.reshape(half, [0, -1], f"{str(half.name).rpartition('.')[2]}_2d")
-            for half in nodes.split(pairs, ("gate", "up"), axis=2)
+            nodes.reshape(half, [0, -1], f"{name}_2d")
+            for name, half in zip(halves, nodes.split(pairs, halves, axis=2), strict=True)
         )
         gate = nodes.add("Clip", [gate, None, limit], "gate_clipped")
         gated = nodes.add("QuickGelu", [gate], "gated", domain="com.microsoft", alpha=self._alpha)
@@ -75,8 +76,7 @@ def expert_layers(graph: ir.Graph, quantization: Quantization) -> Iterator[Exper
     """Layers whose experts are integer blocks; float and MXFP4 ones are an operator's own."""
     for node in list(graph):
         if (node.domain, node.op_type) == ("ai.gptoss", "MoE"):
-            assert node.inputs[2] is not None
-            form = quantization.of("experts", layer_of(str(node.inputs[2].name)))
+            form = quantization.of_role(role_of(node.inputs[2]))
             if form.kind == "int":
                 yield ExpertLayer(graph, node, form)
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.quantization import Format
 from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import (
     Array,
     ExpertWeight,
@@ -69,6 +70,7 @@ def packed_experts(
     # By these names graphs of one package share what they read whole and what they read in parts.
     pair.packed.name = f"{name}_{str(form).partition(':')[0]}{'_columns' if by_column else ''}"
     pair.scales.name = f"{name}_scales"
+    carry_role(weight, pair.packed, pair.scales)
     if form.kind == "mxfp4" and not by_column and isinstance(weight.source, PackedSource):
         pair.packed.origin, pair.scales.origin = weight.source.blocks, weight.source.scales
     return pair

@@ -24,6 +24,7 @@ from gptoss_onnx.graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import initializer, output
+from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import StreamedTensor
 
 
@@ -250,6 +251,7 @@ def _stored(layer: ExpertLayer, weight: ir.Value, bias: ir.Value, rounding: Roun
     experts, rows, columns = stored.shape.numpy()
     blocks = (experts, rows, columns // form.block, form.block * form.bits // 8)
     codes = StreamedTensor(pair.packed.chunks, pair.packed.dtype, blocks)
+    carry_role(stored, codes)
     return _Stored(
         initializer(layer.graph, str(pair.packed.name), codes),
         initializer(layer.graph, str(pair.scales.name), pair.scales),

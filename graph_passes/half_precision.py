@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.step import PassError
+from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import Array, Part, StreamedTensor
 from gptoss_onnx.runtimes.errors import UserError
 
@@ -135,6 +136,7 @@ class _Weights:
             made = self._stream(tensor, name)
         else:
             made = ir.Tensor(_clamped(tensor.numpy(), self._half), dtype=self._half)
+        carry_role(tensor, made)
         made.name = name
         return made
 
@@ -145,6 +147,7 @@ class _Weights:
                 return (_rounded(chunk, self._half, name) for chunk in source.chunks())
 
             made = StreamedTensor(chunks, self._half, source.shape.numpy(), str(source.name))
+            carry_role(source, made)
             self._streams[id(source)] = made
         return self._streams[id(source)]
 

@@ -28,7 +28,7 @@ class LastTokenLogits:
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
-        found = [linear for linear in linears(graph) if linear.name == "lm_head"]
+        found = [linear for linear in linears(graph) if linear.role.group == "lm_head"]
         if len(found) != 1:
             return 0
         linear, matmul = found[0], found[0].nodes[1]

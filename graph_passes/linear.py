@@ -14,6 +14,7 @@ from gptoss_onnx.graph_passes.quantization import Format
 from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
 from gptoss_onnx.graph_passes.rounding import Rounding
 from gptoss_onnx.graph_passes.step import discard, initializer, output
+from gptoss_onnx.graph_passes.weight_role import WeightRole, carry_role, role_of
 from gptoss_onnx.graph_passes.weights import FloatWeight, transposed
 
 
@@ -29,6 +30,10 @@ class Linear:
     @property
     def output(self) -> ir.Value:
         return self.nodes[-1].outputs[0]
+
+    @property
+    def role(self) -> WeightRole:
+        return role_of(self.weight)
 
     @property
     def name(self) -> str:
@@ -87,7 +92,9 @@ def lowered(
     rows, columns = weight.shape.numpy()
     bias_value = None if bias is None else initializer(graph, f"{name}.bias", bias)
     if form.kind == "float":
-        weight_value = initializer(graph, f"{name}.weight", transposed(weight))
+        turned = transposed(weight)
+        carry_role(weight, turned)
+        weight_value = initializer(graph, f"{name}.weight", turned)
         if bias_value is None:
             return [ir.node("MatMul", [x, weight_value], outputs=[last])]
         product = output(f"{name}.product", ir.DataType.FLOAT)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.linear import Linear, linears, lowered, remove
-from gptoss_onnx.graph_passes.quantization import Quantization, layer_of
+from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import output, shared_constant
 from gptoss_onnx.graph_passes.weights import concatenated
@@ -61,7 +61,8 @@ class LowerAttention:
     def _lower(self, graph: ir.Graph, node: ir.Node, qkv: list[Linear], lengths: _Lengths) -> None:
         window = node.attributes.get_int("window")
         global_tokens = node.attributes.get_int("num_global_tokens")
-        name = qkv[0].name.rpartition(".")[0]
+        role = qkv[0].role
+        name = role.module
         packed = output(f"{name}.qkv", FLOAT)
         sinks, cos, sin, _, past_key, past_value = node.inputs[3:]
         attributes: dict[str, int | float] = {
@@ -75,7 +76,8 @@ class LowerAttention:
             bias = lengths.window_bias(window, global_tokens)
         elif window:
             attributes["local_window_size"] = window
-        if self.kv_windows[layer_of(name)] is not None:
+        assert role.layer is not None
+        if self.kv_windows[role.layer] is not None:
             attributes["sliding_window_cache"] = 1
             for value in (past_key, past_value, *node.outputs[1:]):
                 _rename_slots(value, "window")
@@ -115,9 +117,9 @@ def packed_qkv(
     """The projections as one linear whose output is `packed`: rows of q, k and v."""
     weight = concatenated([linear.weight.const_value for linear in qkv])
     bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
-    name = qkv[0].name.rpartition(".")[0]
-    form = quantization.of("qkv", layer_of(name))
-    return lowered(graph, qkv[0].x, weight, bias, form, rounding, f"{name}.qkv_proj", packed)
+    role = qkv[0].role
+    form, name = quantization.of_role(role), f"{role.module}.qkv_proj"
+    return lowered(graph, qkv[0].x, weight, bias, form, rounding, name, packed)
 
 
 def _rename_slots(cache: ir.Value | None, name: str) -> None:

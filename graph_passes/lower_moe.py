@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.expert_weights import packed_experts
-from gptoss_onnx.graph_passes.quantization import Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import discard, initializer, output, shared_constant
+from gptoss_onnx.graph_passes.weight_role import role_of
 from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
 
@@ -35,8 +36,8 @@ class LowerMoE:
     def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
         hidden, logits, gate_up, gate_up_bias, down, down_bias = node.inputs
         assert gate_up is not None and down is not None
-        name = str(gate_up.name).rpartition(".")[0]
-        form = self.quantization.of("experts", layer_of(name))
+        role = role_of(gate_up)
+        name, form = role.module, self.quantization.of_role(role)
         rows = output(f"{name}.router_rows", ir.DataType.FLOAT)  # [B * S, E]: the kernels want 2-D
         flatten = ir.node("Reshape", [logits, _row_shape(graph, gate_up)], outputs=[rows])
         attributes: dict[str, int | float | str] = {

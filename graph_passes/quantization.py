@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from gptoss_onnx.graph_passes.weight_role import WeightRole
 from gptoss_onnx.runtimes.errors import UserError
 
 
@@ -89,6 +90,10 @@ class Quantization:
         """The format of `group`, in `layer` where the group is one of a layer's."""
         return self.formats.get(f"layers.{layer}.{group}", self.formats[group])
 
+    def of_role(self, role: WeightRole) -> Format:
+        """The format of the weight that `role` says; float32 for what is no group."""
+        return self.of(role.group, role.layer) if role.group in GROUPS else FP32
+
     def check_layers(self, num_layers: int) -> None:
         """UserError when a layer is named that a model of `num_layers` does not have."""
         for key in self.formats:
@@ -99,11 +104,6 @@ class Quantization:
     def describe(self) -> dict[str, str]:
         """Key to format, as the manifest keeps it."""
         return {key: str(form) for key, form in self.formats.items()}
-
-
-def layer_of(name: str) -> int:
-    """The layer in a weight's name, model.layers.N.*."""
-    return int(name.split(".")[2])
 
 
 def uniform(name: str, form: Format, **others: Format) -> Quantization:

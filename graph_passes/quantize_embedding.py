@@ -16,6 +16,7 @@ from gptoss_onnx.graph_passes.quantization import Format
 from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import discard, initializer, output
+from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import FloatWeight
 
 ZERO_POINTS = 3  # the place of that input
@@ -41,7 +42,7 @@ class QuantizeEmbedding:
             new = output(str(old.name), ir.DataType.FLOAT, old.shape)
             inputs = [codes, ids, scales]
             if self.zero_points:
-                inputs.append(self._zero_points(graph, str(table.name), scales))
+                inputs.append(self._zero_points(graph, table, scales))
             gather = ir.node(
                 "GatherBlockQuantized",
                 inputs,
@@ -61,10 +62,11 @@ class QuantizeEmbedding:
             count += 1
         return count
 
-    def _zero_points(self, graph: ir.Graph, name: str, scales: ir.Value) -> ir.Value:
+    def _zero_points(self, graph: ir.Graph, table: ir.Value, scales: ir.Value) -> ir.Value:
         """uint8 [V, ceil(H / block * bits / 8)]"""
-        assert scales.const_value is not None
+        assert scales.const_value is not None and table.const_value is not None
         rows, blocks = scales.const_value.shape.numpy()
         zero = 0x88 if self.form.bits == 4 else 0x80
-        array = np.full((rows, -(-blocks * self.form.bits // 8)), zero, np.uint8)
-        return initializer(graph, f"{name}_zero_points", ir.Tensor(array))
+        points = ir.Tensor(np.full((rows, -(-blocks * self.form.bits // 8)), zero, np.uint8))
+        carry_role(table.const_value, points)
+        return initializer(graph, f"{table.name}_zero_points", points)

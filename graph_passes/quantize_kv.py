@@ -16,11 +16,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.weight_role import WeightRole, role_of
 from gptoss_onnx.runtimes.errors import UserError
 
 Float32 = NDArray[np.float32]
 _K_SCALE, _V_SCALE = 12, 13  # inputs of the operator
 _LARGEST = 127
+
+
+def kv_scale(role: WeightRole) -> str:
+    """The name of the scales of a layer's keys or values."""
+    return f"model.layers.{role.layer}.self_attn.{role.part}_scale"
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ class QuantizeKv:
             for place, scale_input in ((3, _K_SCALE), (4, _V_SCALE)):
                 past, present = node.inputs[place], node.outputs[place - 2]
                 assert past is not None
-                _, layer, part = str(past.name).split(".")
-                scale = self._scale(layer, part)
-                name = f"model.layers.{layer}.self_attn.{part}_scale"
+                role = role_of(past)
+                scale = self._scale(role)
+                name = kv_scale(role)
                 node.replace_input_with(scale_input, initializer(graph, name, ir.Tensor(scale)))
                 for value in (past, present):
                     value.type = ir.TensorType(ir.DataType.INT8)
@@ -50,8 +56,9 @@ class QuantizeKv:
             count += 1
         return count
 
-    def _scale(self, layer: str, part: str) -> Float32:
+    def _scale(self, role: WeightRole) -> Float32:
         """float32 [1, kv_heads, 1, head_dim]."""
+        layer, part = role.layer, role.part
         most = self.kv_max.get(f"{layer}.{part}")
         if most is None or not np.isfinite(most).all() or not most.any():
             raise UserError(

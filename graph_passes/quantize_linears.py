@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.linear import linears, lowered, remove
-from gptoss_onnx.graph_passes.quantization import FP32, Format, Quantization, layer_of
+from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import output
 from gptoss_onnx.graph_passes.weights import FloatWeight
@@ -28,7 +28,7 @@ class QuantizeLinears:
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
         for linear in linears(graph):
-            form = self._format(linear.name)
+            form = self.quantization.of_role(linear.role)
             weight = linear.weight.const_value
             bias = None if linear.bias is None else linear.bias.const_value
             assert isinstance(weight, FloatWeight) and isinstance(bias, FloatWeight | None)
@@ -44,12 +44,3 @@ class QuantizeLinears:
             remove(graph, linear)
             count += 1
         return count
-
-    def _format(self, name: str) -> Format:
-        last = name.rpartition(".")[2]
-        if last == "router":
-            return FP32
-        if last == "lm_head":
-            return self.quantization.of("lm_head")
-        assert last == "o_proj", name
-        return self.quantization.of("o", layer_of(name))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gptoss_onnx.graph_passes.quantization import Format
 from gptoss_onnx.graph_passes.rounding import Rounder
+from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import Array, FloatWeight, PackedPair, parallel_map
 
 
@@ -24,4 +25,6 @@ def quantized_rows(
         yield from parallel_map(round_rows, weight.chunks())
 
     packed_shape = (rows, blocks * block_bytes) if flat else (rows, blocks, block_bytes)
-    return PackedPair(pairs, packed_shape, (rows, blocks))
+    made = PackedPair(pairs, packed_shape, (rows, blocks))
+    carry_role(weight, made.packed, made.scales)
+    return made

@@ -23,6 +23,7 @@ from gptoss_onnx.graph_passes.nodes import BOOL, INT64, Nodes
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.weight_role import role_of
 from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
 
 
@@ -141,7 +142,8 @@ def _expert_linears(
     pair = packed_experts(stored, form, rounding)
     experts, rows, columns = stored.shape.numpy()
     blocks = (rows, columns // form.block, form.block * form.bits // 8)
-    prefix, _, name = str(weight.name).rpartition(".")
+    role = role_of(weight)
+    prefix, name = role.module, role.leaf
 
     def linear(expert: int) -> _Linear:
         parts = {

@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.weight_role import WeightRole, carry_role, known_role
 from gptoss_onnx.graph_passes.weights import (
     Array,
     ExpertSource,
@@ -40,9 +41,9 @@ RESIDUAL_SCALE = "residual_scale"  # the name of SCALE in graphs that have it
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 
 
-def writes_residual(name: str) -> bool:
-    """Whether a weight or bias of the portable graph writes to the residual stream in a layer."""
-    return ".o_proj." in name or name.endswith(("down_proj", "down_proj_bias"))
+def writes_residual(role: WeightRole) -> bool:
+    """Whether a weight or bias writes to the residual stream in a layer."""
+    return (role.group, role.part) in (("o", "o"), ("experts", "down"))
 
 
 class ScaleResidual:
@@ -51,10 +52,11 @@ class ScaleResidual:
     def __call__(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
         for name, value in graph.initializers.items():
-            if writes_residual(name):
+            role = known_role(value)  # constants have none
+            if role is not None and writes_residual(role):
                 value.const_value = _scaled(value.const_value)
                 value.const_value.name = name
-                count += not name.endswith("bias")
+                count += not role.is_bias
         first, *later = (node for node in graph if node.op_type in _NORMS)
         embedding = first.inputs[0]
         assert embedding is not None
@@ -78,10 +80,14 @@ class ScaleResidual:
 
 
 def _scaled(tensor: ir.TensorProtocol | None) -> FloatWeight | ExpertWeight:
+    made: FloatWeight | ExpertWeight
     if isinstance(tensor, ExpertWeight):
-        return ExpertWeight(_ScaledExperts(tensor.source), tensor.to_float)
-    assert isinstance(tensor, FloatWeight)
-    return FloatWeight([_ScaledTensor(source) for source in tensor.sources])
+        made = ExpertWeight(_ScaledExperts(tensor.source), tensor.to_float)
+    else:
+        assert isinstance(tensor, FloatWeight)
+        made = FloatWeight([_ScaledTensor(source) for source in tensor.sources])
+    carry_role(tensor, made)
+    return made
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gptoss_onnx.graph_passes.gather_experts import GatherExperts
 from gptoss_onnx.graph_passes.quantization import INT4, INT8, Format, uniform
 from gptoss_onnx.graph_passes.rounding import SEARCH
 from gptoss_onnx.graph_passes.step import initializer
+from gptoss_onnx.graph_passes.weight_role import give_roles
 from gptoss_onnx.graph_passes.weights import ExpertWeight, FloatWeight
 
 HIDDEN, INNER, EXPERTS, TOP_K = 64, 96, 8, 3
@@ -82,6 +83,7 @@ def portable(stored: dict[str, Array]) -> ir.Model:
         )
         for name, array in stored.items()
     ]
+    give_roles(graph)
     out = value("out", ["batch", "sequence", size])
     attributes = {"top_k": TOP_K, "swiglu_limit": LIMIT, "swiglu_alpha": ALPHA}
     graph.append(

@@ -17,6 +17,7 @@ from gptoss_onnx.graph_passes.quantization import PRESETS, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, SCALE, ScaleResidual
 from gptoss_onnx.graph_passes.step import rules
+from gptoss_onnx.graph_passes.weight_role import give_role, read_role
 from gptoss_onnx.runtimes.target import get_target
 from tests.graph_passes.conftest import LAYERS, computed, nodes
 
@@ -98,6 +99,6 @@ def test_exponents_end_at_the_smallest_power_and_keep_nan() -> None:
 
 def test_it_counts_what_it_scaled(model: ir.Model) -> None:
     rules(RMS_NORM, SKIP_RMS_NORM)(model)
-    name = "model.layers.1.self_attn.o_proj.weight"
-    model.graph.initializers[name].name = "another"
+    value = model.graph.initializers["model.layers.1.self_attn.o_proj.weight"]
+    give_role(value, read_role("model.layers.1.self_attn.q_proj.weight"))
     assert ScaleResidual()(model) == 2 * LAYERS
