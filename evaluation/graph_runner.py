@@ -14,6 +14,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from gptoss_onnx.graph_passes.weight_role import WeightRole, read_role
+
 Float = NDArray[np.float32]
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -55,12 +57,13 @@ class GraphRunner:
         windows: Sequence[int | None] | None = None,
         batch: int = 1,
         threads: int = 0,
-        store: Callable[[str, Float], Float] = lambda name, kv: kv,
+        store: Callable[[WeightRole, Float], Float] = lambda role, kv: kv,
     ) -> None:
         self._store = store  # what becomes of a KV tensor between two feeds
         self.session = open_session(graph, threads) if isinstance(graph, Path) else graph
         self._inputs = self.session.get_inputs()[2:]
         self._outputs = [value.name for value in self.session.get_outputs()]
+        self._kv = {read_role(value.name): value.name for value in self._inputs}
         self._windows = tuple(windows or [None] * (len(self._inputs) // 2))
         self.extra: list[Float] = []  # what the graph gave beside logits and KV, at the last feed
         self.reset(batch)
@@ -70,7 +73,7 @@ class GraphRunner:
         self._mask = np.zeros((batch, 0), np.int64)
         self._past: dict[str, NDArray[Any]] = {}
         for value in self._inputs:
-            window = self._windows[int(value.name.split(".")[1])]
+            window = self._windows[read_role(value.name).layer or 0]
             shape = (batch, value.shape[1], window or 0, value.shape[3])
             self._past[value.name] = np.zeros(shape, _DTYPES[value.type])
 
@@ -87,7 +90,7 @@ class GraphRunner:
         logits, *rest = self.session.run(self._outputs, feeds)
         present = len(self._inputs)
         for name, value in zip(self._outputs[1:], rest[:present], strict=False):
-            past = name.replace("present", "past_key_values")
-            self._past[past] = self._store(past, value)
+            role = read_role(name)  # its past's too
+            self._past[self._kv[role]] = self._store(role, value)
         self.extra = rest[present:]
         return np.asarray(logits)

@@ -1,4 +1,7 @@
-"""A package's graph read without ONNX Runtime, as a stranger's: weights unread, data confined."""
+"""Graphs read without ONNX Runtime, weights unread: a package's, as a stranger's, and our own.
+
+Files keep no roles, so whoever loads a graph gets it from here, where names are read again.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from gptoss_onnx.graph_passes.weight_role import give_roles
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import read_manifest
+
+
+def load_portable(graph: Path) -> ir.Model:
+    """The portable graph that `export_portable` wrote, with the roles of its weights."""
+    model = ir.load(graph)
+    give_roles(model.graph)
+    return model
 
 
 def load_graph(folder: Path, graph: str) -> ir.Model:
@@ -32,6 +43,7 @@ def load_graph(folder: Path, graph: str) -> ir.Model:
             f"{folder / graph}: has weights in {stray[0]!a}, which is not among the files of "
             "manifest.json; the package is damaged or not to be trusted"
         )
+    give_roles(model.graph)
     return model
 
 

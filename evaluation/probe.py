@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
-from gptoss_onnx.evaluation.package_graph import load_graph
+from gptoss_onnx.evaluation.package_graph import load_graph, load_portable
 from gptoss_onnx.evaluation.verify import cpu_stands_in
 from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.graph_passes.weight_role import known_role
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.ort_file import ORT
 from gptoss_onnx.runtimes.package import Package
@@ -60,7 +61,7 @@ class Probe:
     @classmethod
     def of_portable(cls, folder: Path, threads: int | None = None) -> Probe:
         """The portable graph that `export_portable` wrote to `folder`."""
-        return cls._open(ir.load(folder / GRAPH), folder, None, threads, {})
+        return cls._open(load_portable(folder / GRAPH), folder, None, threads, {})
 
     @classmethod
     def _open(
@@ -86,7 +87,7 @@ class Probe:
 
 
 def probed(model: ir.Model) -> ir.Model:
-    """`model` with logits of every token and each layer's router logits among its outputs."""
+    """`model`, as loaded, with all tokens' logits and each layer's router logits as outputs."""
     graph = model.graph
     for node in list(graph):
         if node.outputs[0].name == "last_token.hidden":  # graph_passes.last_token_logits
@@ -100,10 +101,10 @@ def probed(model: ir.Model) -> ir.Model:
     before = last.inputs[0] if last is not None and last.op_type == "Cast" else None
     for value in filter(None, (before, logits)):  # half-precision graphs cast their logits
         value.shape = ir.Shape([logits.shape[0], None, logits.shape[2]])
-    biases = {str(v.name): v for v in graph.initializers.values()}
-    layers = sum(name.endswith(".mlp.router.bias") for name in biases)
-    for layer in range(layers):
-        (add,) = biases[f"model.layers.{layer}.mlp.router.bias"].consumers()
+    roles = {known_role(value): value for value in graph.initializers.values()}
+    biases = {r.layer: v for r, v in roles.items() if r and r.group == "router" and r.is_bias}
+    for layer in range(len(biases)):
+        (add,) = biases[layer].consumers()
         if add.op_type == "Cast":  # of a weight that a float32 graph shares
             (add,) = add.outputs[0].consumers()
         value = ir.Value(name=f"{ROUTER}{layer}", type=ir.TensorType(ir.DataType.FLOAT))

@@ -8,25 +8,22 @@ that are exact (MXFP4 as it is, or in int8 blocks of 32) cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
-from gptoss_onnx.evaluation.package_graph import load_graph
+from gptoss_onnx.evaluation.package_graph import load_graph, load_portable
 from gptoss_onnx.evaluation.probe import Probe, probed
 from gptoss_onnx.evaluation.reference import Progress, Reference
 from gptoss_onnx.evaluation.scoring import score
 from gptoss_onnx.evaluation.statistics import interval
 from gptoss_onnx.evaluation.texts import Passage
 from gptoss_onnx.evaluation.units import (
-    DOWN,
-    EMBEDDING,
-    GATE_UP,
     Float,
     Stream,
     dequantized,
@@ -35,15 +32,17 @@ from gptoss_onnx.evaluation.units import (
 )
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format
+from gptoss_onnx.graph_passes.quantize_kv import kv_scale
+from gptoss_onnx.graph_passes.rounding import rounding_name
 from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
-from gptoss_onnx.graph_passes.weight_role import read_role
+from gptoss_onnx.graph_passes.weight_role import WeightRole, role_of
 from gptoss_onnx.graph_passes.weights import CHUNK_BYTES
 from gptoss_onnx.runtimes.manifest import Manifest
 
 TOKENS = 2000  # that count, unless told otherwise
 KV_CHUNK = 8  # tokens: those of one feed see each other unrounded
-_QKV = ("q_proj", "k_proj", "v_proj")
-_PARTS = {"experts gate-up": GATE_UP, "experts down": DOWN}
+_QKV = ("q", "k", "v")
+_PARTS = {"gate_up": "experts gate-up", "down": "experts down"}
 
 
 def sensitivity(
@@ -66,11 +65,10 @@ def sensitivity(
     layers: dict[str, dict[str, Format]] = {}
     for unit in units(expected.layers):
         form = quantization.of(unit.group, unit.layer)
-        for name in unit.weights:
-            group = next((g for g, part in _PARTS.items() if name.endswith(part)), unit.group)
-            groups.setdefault(group, {})[name] = form
+        for role in unit.roles:
+            groups.setdefault(_PARTS.get(role.part, unit.group), {})[role.name] = form
             if unit.layer is not None:
-                layers.setdefault(str(unit.layer), {})[name] = form
+                layers.setdefault(str(unit.layer), {})[role.name] = form
     measured: dict[str, list[dict[str, Any]]] = {"group": [], "layer": []}
     parts = [("group", groups), ("layer", layers)]
     total, done = len(groups) + len(layers), 0
@@ -102,12 +100,11 @@ def sensitivity(
 def _int8_kv(portable: Path, weights: PackageWeights, threads: int | None) -> Probe:
     """The portable graph, whose keys and values are rounded to the package's int8 between feeds."""
 
-    def store(name: str, kv: Float) -> Float:
-        _, layer, part = name.split(".")
-        scale = weights.array(f"model.layers.{layer}.self_attn.{part}_scale")
+    def store(role: WeightRole, kv: Float) -> Float:
+        scale = weights.array(kv_scale(role))
         return np.asarray(np.clip(np.rint(kv / scale), -128, 127) * scale, np.float32)
 
-    model = probed(ir.load(portable / GRAPH))
+    model = probed(load_portable(portable / GRAPH))
     session = open_model(model, portable, threads or 0)
     return Probe(GraphRunner(session, store=store), KV_CHUNK)
 
@@ -119,26 +116,24 @@ class PackageWeights:
         self._values = load_graph(graph.parent, graph.name).graph.initializers
         scaled = RESIDUAL_SCALE in self._values
         self._residual = np.float32(self.array(RESIDUAL_SCALE) if scaled else 1)
-        values = ir.load(portable).graph.initializers.values()
-        self._shapes = {str(v.name): v.shape.numpy() for v in values if v.shape is not None}
+        self._portable = load_portable(portable).graph.initializers
 
     def stream(self, name: str, form: Format) -> Stream:
         """The float32 rows of `name`, which the package keeps in `form`."""
-        width, rows = self._shapes[name][-1], slice(None)
-        stem, _, last = name.rpartition(".")
-        if last in ("gate_up_proj", "down_proj"):
+        role, width, rows = role_of(self._portable[name]), self._shape(name)[-1], slice(None)
+        if role.group == "experts":
             packed, scales = f"{name}_{str(form).partition(':')[0]}", f"{name}_scales"
-        elif name == EMBEDDING:
+        elif role.group == "embedding":
             packed, scales = f"{name}_q{form.bits}", f"{name}_scales"
         else:
-            module, _, projection = stem.rpartition(".")
-            if projection in _QKV:  # their rows are one weight in a package
-                parts = _QKV[: _QKV.index(projection)]
-                start = sum(self._shapes[f"{module}.{part}.weight"][0] for part in parts)
-                rows, stem = slice(start, start + self._shapes[name][0]), f"{module}.qkv_proj"
+            stem = rounding_name(role)
+            if role.group == "qkv":  # their rows are one weight in a package
+                parts = _QKV[: _QKV.index(role.part)]
+                start = sum(self._shape(replace(role, part=part).name)[0] for part in parts)
+                rows = slice(start, start + self._shape(name)[0])
             packed, scales = f"{stem}.weight_q{form.bits}", f"{stem}.scales"
         chunks = partial(self._chunks, packed, scales, form, width, rows)
-        if not writes_residual(read_role(name)):
+        if not writes_residual(role):
             return chunks
         return lambda: (chunk / self._residual for chunk in chunks())
 
@@ -152,6 +147,11 @@ class PackageWeights:
         for start in range(0, len(steps), step):
             part = slice(start, start + step)
             yield dequantized(np.asarray(codes[part]), np.asarray(steps[part]), form, width)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self._portable[name].shape
+        assert shape is not None
+        return shape.numpy()
 
     def array(self, name: str) -> NDArray[Any]:
         tensor = self._values[name].const_value

@@ -18,19 +18,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.package_graph import load_portable
 from gptoss_onnx.evaluation.probe import Probe, probed
 from gptoss_onnx.evaluation.texts import Passage
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.blockwise import dequantize_blocks
-from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.quantization import Format, layer_key
+from gptoss_onnx.graph_passes.weight_role import WeightRole
 
 Float = NDArray[np.float32]
 Stream = Callable[[], Iterator[Float]]
-LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-_QKV = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
-_LAYER_PARTS = {"qkv": _QKV, "o": ("self_attn.o_proj.weight",), "experts": (GATE_UP, DOWN)}
+_LAYER_PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "experts": ("gate_up", "down")}
 _ALIGNMENT = 64
 
 
@@ -41,19 +40,24 @@ class Unit:
     key: str
     group: str
     layer: int | None
-    weights: tuple[str, ...]  # names in the portable graph
+    roles: tuple[WeightRole, ...]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names in the portable graph."""
+        return tuple(role.name for role in self.roles)
 
 
 def units(num_layers: int) -> list[Unit]:
     """Embedding, lm_head, and qkv, o and experts of each layer."""
     found = [
-        Unit("embedding", "embedding", None, (EMBEDDING,)),
-        Unit("lm_head", "lm_head", None, (LM_HEAD,)),
+        Unit(group, group, None, (WeightRole(None, group, "weight"),))
+        for group in ("embedding", "lm_head")
     ]
     for layer in range(num_layers):
         for group, parts in _LAYER_PARTS.items():
-            names = tuple(f"model.layers.{layer}.{part}" for part in parts)
-            found.append(Unit(f"layers.{layer}.{group}", group, layer, names))
+            roles = tuple(WeightRole(layer, group, part) for part in parts)
+            found.append(Unit(layer_key(layer, group), group, layer, roles))
     return found
 
 
@@ -71,7 +75,7 @@ def with_weights(
     portable: Path, weights: Mapping[str, Stream], threads: int | None = None
 ) -> Iterator[Probe]:
     """A probe of the portable graph in the folder `portable` with other values of some weights."""
-    model = ir.load(portable / GRAPH)
+    model = load_portable(portable / GRAPH)
     with tempfile.NamedTemporaryFile(dir=portable, prefix="unit.") as data:
         for name, stream in weights.items():
             value = model.graph.initializers[name]

@@ -17,7 +17,7 @@ from gptoss_onnx.export.trace import trace
 from gptoss_onnx.export.writer import EMBEDDED_BYTES, identity
 from gptoss_onnx.graph_passes.attention_spec import is_fused, kv_windows
 from gptoss_onnx.graph_passes.pipeline import lower, recipe
-from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.graph_passes.quantization import Quantization, read_key
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
 from gptoss_onnx.graph_passes.weight_role import known_role
 from gptoss_onnx.graph_passes.weights import Part, StreamedTensor
@@ -204,7 +204,8 @@ def _check(checkpoint: Checkpoint, options: Options, target: Target) -> None:
             f"{target.name} has no preset {quantization.name}; it has {', '.join(target.presets)}"
         )
     for key, form in quantization.formats.items():
-        if key.endswith("experts") and form.kind != "int" and str(form) not in target.presets:
+        group, _ = read_key(key) or (key, None)
+        if group == "experts" and form.kind != "int" and str(form) not in target.presets:
             raise UserError(
                 f"{key}={form}: {target.name} has no such experts; it has int4 and int8, and int8 "
                 "holds MXFP4 exactly"

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.linear import Linear, linears, lowered, remove
 from gptoss_onnx.graph_passes.quantization import Quantization
-from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
+from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding, rounding_name
 from gptoss_onnx.graph_passes.step import output, shared_constant
 from gptoss_onnx.graph_passes.weights import concatenated
 
@@ -118,7 +118,7 @@ def packed_qkv(
     weight = concatenated([linear.weight.const_value for linear in qkv])
     bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
     role = qkv[0].role
-    form, name = quantization.of_role(role), f"{role.module}.qkv_proj"
+    form, name = quantization.of_role(role), rounding_name(role)
     return lowered(graph, qkv[0].x, weight, bias, form, rounding, name, packed)
 
 

@@ -51,6 +51,19 @@ GROUPS = ("embedding", "qkv", "o", "experts", "lm_head")
 _LAYER_GROUP = re.compile(r"layers\.(\d+)\.(qkv|o|experts)")
 
 
+def layer_key(layer: int, group: str) -> str:
+    """What a recipe calls `group` in one layer."""
+    return f"layers.{layer}.{group}"
+
+
+def read_key(key: str) -> tuple[str, int | None] | None:
+    """Group and layer that a recipe's key says; None for what is no key."""
+    if key in GROUPS:
+        return key, None
+    match = _LAYER_GROUP.fullmatch(key)
+    return (match[2], int(match[1])) if match else None
+
+
 @dataclass(frozen=True)
 class Quantization:
     """A named choice of format for each group of tensors, or for a group in one layer.
@@ -73,22 +86,21 @@ class Quantization:
         """This choice with the formats of `recipe`, as `describe` writes it, over its own."""
         formats = dict(self.formats)
         for key, text in recipe.items():
-            group = key if key in GROUPS else None
-            if match := _LAYER_GROUP.fullmatch(key):
-                group = match[2]
-            if group is None:
+            known = read_key(key)
+            if known is None:
                 raise UserError(
                     f"{key + '=' + text!r}: write group=format, group {', '.join(GROUPS)}, or "
                     "layers.N.group for one layer's qkv, o or experts"
                 )
             formats[key] = Format.parse(text)
-            if formats[key].kind == "mxfp4" and group != "experts":
+            if formats[key].kind == "mxfp4" and known[0] != "experts":
                 raise UserError(f"{key + '=' + text!r}: only experts can be mxfp4")
         return Quantization(self.name, formats)
 
     def of(self, group: str, layer: int | None = None) -> Format:
         """The format of `group`, in `layer` where the group is one of a layer's."""
-        return self.formats.get(f"layers.{layer}.{group}", self.formats[group])
+        mine = None if layer is None else self.formats.get(layer_key(layer, group))
+        return mine or self.formats[group]
 
     def of_role(self, role: WeightRole) -> Format:
         """The format of the weight that `role` says; float32 for what is no group."""
@@ -97,8 +109,8 @@ class Quantization:
     def check_layers(self, num_layers: int) -> None:
         """UserError when a layer is named that a model of `num_layers` does not have."""
         for key in self.formats:
-            match = _LAYER_GROUP.fullmatch(key)
-            if match and int(match[1]) >= num_layers:
+            _, layer = read_key(key) or (key, None)
+            if layer is not None and layer >= num_layers:
                 raise UserError(f"{key}: the model's layers are 0 to {num_layers - 1}")
 
     def describe(self) -> dict[str, str]:

@@ -18,15 +18,24 @@ import numpy as np
 from gptoss_onnx.graph_passes.blockwise import Float32, UInt8, quantize_blocks, round_to_nearest
 from gptoss_onnx.graph_passes.gptq import Gptq
 from gptoss_onnx.graph_passes.quantization import Format
+from gptoss_onnx.graph_passes.weight_role import WeightRole, find_role
 from gptoss_onnx.runtimes.errors import UserError
 
 METHODS = ("rtn", "search", "gptq")
 Rounder = Callable[[Float32], tuple[UInt8, Float32]]
 
 
+def rounding_name(role: WeightRole) -> str:
+    """What `Statistics` and `Rounding` call a weight: q, k and v are one, and linears a module."""
+    if role.group == "qkv":
+        return f"{role.module}.qkv_proj"
+    linear = role.group in ("o", "lm_head")
+    return role.name.removesuffix(".weight") if linear else role.name
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over calibration tokens of what multiplies each weight, by the weight's name.
+    """Sums over calibration tokens of what multiplies each weight, by its `rounding_name`.
 
     Those of experts have a leading expert axis, and count the tokens routed to each.
     """
@@ -40,7 +49,9 @@ class Statistics:
     @property
     def unrouted(self) -> tuple[int, int]:
         """Experts that saw no token, of all."""
-        routed = [count for name, count in self.counts.items() if name.endswith("gate_up_proj")]
+        roles = {name: find_role(name) for name in self.counts}
+        names = [name for name, role in roles.items() if role and role.part == "gate_up"]
+        routed = [self.counts[name] for name in names]
         return sum(int((count == 0).sum()) for count in routed), sum(map(len, routed))
 
 

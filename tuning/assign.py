@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.graph_passes.quantization import layer_key, read_key
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.tuning.costs import Choice, Costs, sizes
 
@@ -48,12 +49,13 @@ class Assignment:
 
     def rows(self) -> list[dict[str, str]]:
         """For a table: a layer a row."""
-        layers = sorted({int(key.split(".")[1]) for key in self.chosen if "." in key})
+        known = (read_key(key) for key in self.chosen)
+        layers = sorted({pair[1] for pair in known if pair and pair[1] is not None})
         recipe = self.recipe
         parts = ("qkv", "o", "experts")
         empty = {"embedding": "", "lm_head": ""}
         rows = [
-            {"layer": str(n), **{p: recipe[f"layers.{n}.{p}"] for p in parts}, **empty}
+            {"layer": str(n), **{p: recipe[layer_key(n, p)] for p in parts}, **empty}
             for n in layers
         ]
         outside = {part: recipe[part] for part in ("embedding", "lm_head")}

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_onnx.evaluation.graph_runner import GraphRunner, open_model
+from gptoss_onnx.evaluation.package_graph import load_portable
 from gptoss_onnx.evaluation.reference import portable_graph
 from gptoss_onnx.evaluation.texts import Passage, Text, read_passages
 from gptoss_onnx.export.checkpoint import Checkpoint
@@ -26,7 +27,8 @@ from gptoss_onnx.export.package_files import load_harmony
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.linear import linears
-from gptoss_onnx.graph_passes.rounding import Statistics
+from gptoss_onnx.graph_passes.rounding import Statistics, rounding_name
+from gptoss_onnx.graph_passes.weight_role import WeightRole, read_role, role_of
 from gptoss_onnx.runtimes.errors import UserError
 
 Float = NDArray[np.float32]
@@ -78,7 +80,7 @@ def _run(
     sums: _Sums,
     progress: Progress,
 ) -> int:
-    model = ir.load(portable / GRAPH)
+    model = load_portable(portable / GRAPH)
     taps = _tap(model)
     runner = GraphRunner(open_model(model, portable))
     total = min(sum(len(passage.ids) for passage in passages), MOST_TOKENS)
@@ -101,24 +103,31 @@ def _run(
     return done
 
 
-def _tap(model: ir.Model) -> list[str]:
-    """Make inputs of linears and experts outputs; gives their names, in order."""
+@dataclass(frozen=True)
+class _Tap:
+    """What goes into a linear or a layer's experts, or its router's logits."""
+
+    role: WeightRole  # of a weight that reads it, gate_up for experts
+    what: str = "input"  # or "router"
+
+
+def _tap(model: ir.Model) -> list[_Tap]:
+    """Make inputs of linears and experts outputs; gives what they are, in order."""
     graph = model.graph
-    inputs: dict[str, ir.Value] = {}
+    inputs: dict[_Tap, ir.Value] = {}
     for linear in linears(graph):
-        prefix, _, last = linear.name.rpartition(".")
-        if last == "q_proj":  # k and v have the same input
-            inputs[f"{prefix}.qkv_proj"] = linear.x
-        elif last in ("o_proj", "lm_head"):
-            inputs[linear.name] = linear.x
+        role = linear.role
+        if role.part == "q" or role.group in ("o", "lm_head"):  # k and v have the input of q
+            inputs[_Tap(role)] = linear.x
     for node in graph:
         if node.op_type == "MoE":
-            prefix = str(node.inputs[2].name).rpartition(".")[0]  # type: ignore[union-attr]
-            for name, value in (("hidden", node.inputs[0]), ("router", node.inputs[1])):
+            role = role_of(node.inputs[2])
+            for what, value in (("input", node.inputs[0]), ("router", node.inputs[1])):
                 assert value is not None
-                inputs[f"{prefix}.{name}"] = value
-    for name, value in inputs.items():
-        out = ir.Value(name=_TAP + name, type=ir.TensorType(ir.DataType.FLOAT))
+                inputs[_Tap(role, what)] = value
+    for tap, value in inputs.items():
+        name = f"{_TAP}{tap.role.name}.{tap.what}"
+        out = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
         out.shape = ir.Shape([None] * 3)
         graph.append(ir.node("Identity", [value], outputs=[out]))
         graph.outputs.append(out)
@@ -135,50 +144,52 @@ class _Sums:
         self._grams: dict[str, Float] = {}
         self._shared: dict[str, Float] = {}
         self._kv: dict[str, Float] = {}
-        self._waiting: dict[str, list[Float]] = {}
+        self._waiting: dict[_Tap, list[Float]] = {}
         self._held = self._mapped = 0
         self._free = shutil.disk_usage(scratch).free if scratch else 0
 
     def statistics(self) -> Statistics:
         return Statistics(self._counts, self._moments, self._grams, self._shared, self._kv)
 
-    def add(self, name: str, x: Float) -> None:
-        """Rows [n, K] that went into `name`."""
-        if ".experts." not in name:
-            self._sum(name, None, x)
+    def add(self, tap: _Tap, x: Float) -> None:
+        """Rows [n, K] of `tap`."""
+        role = tap.role
+        if role.group != "experts":
+            self._sum(rounding_name(role), None, x)
             return
-        self._waiting.setdefault(name, []).append(x)
-        if name.endswith(".router") and sum(map(len, self._waiting[name])) >= _FLUSH:
-            self.flush(int(name.split(".")[2]))
+        self._waiting.setdefault(tap, []).append(x)
+        if tap.what == "router" and sum(map(len, self._waiting[tap])) >= _FLUSH:
+            assert role.layer is not None
+            self.flush(role.layer)
 
     def add_kv(self, cache: dict[str, Float]) -> None:
         """Largest magnitudes of a sequence's keys and values [1, kv_heads, T, D]."""
         for name, value in cache.items():
-            _, layer, part = name.split(".")
+            role = read_role(name)
             most = np.abs(value).max(axis=(0, 2))
-            key = f"{layer}.{part}"
+            key = f"{role.layer}.{role.part}"
             self._kv[key] = np.maximum(self._kv[key], most) if key in self._kv else most
 
     def flush(self, layer: int) -> None:
         """Send what waits through the layer's experts, one expert in memory at a time."""
-        prefix = f"model.layers.{layer}.mlp.experts"
+        first, second = (WeightRole(layer, "experts", part) for part in ("gate_up", "down"))
         hidden, router = (
-            np.concatenate(self._waiting.pop(f"{prefix}.{name}", [np.empty((0, 0), np.float32)]))
-            for name in ("hidden", "router")
+            np.concatenate(self._waiting.pop(_Tap(first, what), [np.empty((0, 0), np.float32)]))
+            for what in ("input", "router")
         )
         if not len(hidden):
             return
         chosen = np.argsort(-router, axis=-1, kind="stable")[:, : self._spec.experts_per_token]
         gate_up = self._checkpoint.expert_weight(layer, "gate_up_proj")
-        bias = self._checkpoint.tensors[f"{prefix}.gate_up_proj_bias"]
+        bias = self._checkpoint.tensors[replace(first, is_bias=True).name]
         for expert in range(self._spec.num_experts):
             x = hidden[(chosen == expert).any(-1)]
-            self._sum(f"{prefix}.gate_up_proj", expert, x)
+            self._sum(rounding_name(first), expert, x)
             stored = gate_up.read(expert)
             weight = mxfp4.decode(*stored) if isinstance(stored, tuple) else stored
             row = np.asarray(bias.read(expert, expert + 1), np.float32)
             inner = swiglu(x @ np.asarray(weight, np.float32).T + row, self._spec)
-            self._sum(f"{prefix}.down_proj", expert, inner)
+            self._sum(rounding_name(second), expert, inner)
 
     def _sum(self, name: str, expert: int | None, x: Float) -> None:
         lead = () if expert is None else (self._spec.num_experts,)

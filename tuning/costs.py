@@ -33,7 +33,8 @@ from gptoss_onnx.graph_passes.blockwise import dequantize_blocks, quantize_block
 from gptoss_onnx.graph_passes.expert_weights import packed_experts
 from gptoss_onnx.graph_passes.quantization import INT4, Format
 from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
-from gptoss_onnx.graph_passes.rounding import Rounding
+from gptoss_onnx.graph_passes.rounding import Rounding, rounding_name
+from gptoss_onnx.graph_passes.weight_role import WeightRole, role_of
 from gptoss_onnx.graph_passes.weights import ExpertWeight, FloatWeight, as_float32
 
 FORMATS = tuple(Format("int", bits, block) for bits in (4, 8) for block in (16, 32, 64, 128))
@@ -153,7 +154,7 @@ def _error(weights: Sequence[ir.TensorProtocol | None], form: Format, rounding: 
             assert isinstance(weight, FloatWeight)
             count = weight.shape.numpy()[0]
             rows = as_float32(weight.sources[0].read(0, min(count, _SAMPLED_ROWS)))
-            moments = _moments(rounding, str(weight.name), None)
+            moments = _moments(rounding, role_of(weight), None)
             total += _squared(rows, _recoded(rows, form, moments), moments) * count / len(rows)
     return total
 
@@ -164,15 +165,15 @@ def _expert_error(weight: ExpertWeight, expert: int, form: Format, rounding: Rou
         return 0.0  # `mxfp4.to_int8` is exact
     values = mxfp4.decode(*stored) if isinstance(stored, tuple) else stored
     rows = as_float32(values[:_SAMPLED_ROWS])
-    moments = _moments(rounding, str(weight.name), expert)
+    moments = _moments(rounding, role_of(weight), expert)
     error = _squared(rows, _recoded(rows, form, moments), moments)
     return error * len(values) / len(rows)
 
 
-def _moments(rounding: Rounding, name: str, expert: int | None) -> Float | None:
+def _moments(rounding: Rounding, role: WeightRole, expert: int | None) -> Float | None:
     if rounding.statistics is None:
         return None
-    found = rounding.statistics.moments.get(rounding_name(name))
+    found = rounding.statistics.moments.get(rounding_name(role))
     if found is None or expert is None:
         return found
     return found[expert] if found[expert].any() else None
@@ -189,15 +190,6 @@ def _squared(rows: Float, coded: Float, moments: Float | None) -> float:
     return float((error if moments is None else error * moments).sum())
 
 
-def rounding_name(name: str) -> str:
-    """What `Rounding` calls the weight `name` of the portable graph."""
-    stem = name.removesuffix(".weight")
-    module, _, last = stem.rpartition(".")
-    if last in ("q_proj", "k_proj", "v_proj"):
-        return f"{module}.qkv_proj"
-    return name if last == "embed_tokens" else stem
-
-
 def _rounded(weight: ir.TensorProtocol | None, form: Format, rounding: Rounding) -> Stream:
     return partial(_recode, weight, form, rounding)
 
@@ -208,7 +200,7 @@ def _recode(weight: ir.TensorProtocol | None, form: Format, rounding: Rounding) 
         pair = packed_experts(weight, form, rounding)
     else:
         assert isinstance(weight, FloatWeight)
-        pair = quantized_rows(weight, form, rounding.rounder(rounding_name(str(weight.name)), form))
+        pair = quantized_rows(weight, form, rounding.rounder(rounding_name(role_of(weight)), form))
     width = weight.shape.numpy()[-1]
     codes = list(pair.packed.chunks())  # the scales come after the codes
     for packed, scales in zip(codes, pair.scales.chunks(), strict=True):

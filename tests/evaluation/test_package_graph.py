@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 
 from gptoss_onnx.evaluation.inspect import describe
 from gptoss_onnx.evaluation.package_graph import load_graph
 from gptoss_onnx.evaluation.probe import Probe
 from gptoss_onnx.evaluation.verify import verify
+from gptoss_onnx.graph_passes.weight_role import WeightRole, known_role
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package import Package
 from tests.conftest import DemoPackage, seal
@@ -43,6 +45,18 @@ def test_weights_outside_are_refused(copy: Path, tmp_path: Path, absolute: bool)
         verify(copy, lambda count: None)
     with pytest.raises(UserError, match=r"ONNX Runtime cannot load the graph: .*xternal"):
         _ = Package.open(copy).graph  # it refuses by itself
+
+
+def test_files_keep_no_roles_and_loading_gives_them(copy: Path) -> None:
+    plain = ir.load(copy / "model.onnx").graph
+    assert not any(known_role(value) for value in plain.initializers.values())
+    graph = load_graph(copy, "model.onnx").graph
+    layers = range(len(graph.inputs[2:]) // 2)
+    kv = [WeightRole(n, "kv", part) for n in layers for part in ("key", "value")]
+    assert [known_role(value) for value in graph.inputs[2:]] == kv
+    roles = [known_role(value) for value in graph.initializers.values()]
+    for n in layers:
+        assert roles.count(WeightRole(n, "router", "weight", is_bias=True)) == 1
 
 
 def test_what_is_no_graph_is_one_line(copy: Path) -> None:

@@ -11,7 +11,8 @@ from gptoss_onnx.export.binding import bind
 from gptoss_onnx.export.checkpoint import Checkpoint, layout
 from gptoss_onnx.export.plan import Options, plan, weight_bytes
 from gptoss_onnx.export.spec import GptOssSpec
-from gptoss_onnx.graph_passes.quantization import PRESETS
+from gptoss_onnx.graph_passes.quantization import FP32, INT4, PRESETS, layer_key, read_key
+from gptoss_onnx.graph_passes.rounding import rounding_name
 from gptoss_onnx.graph_passes.step import PassError
 from gptoss_onnx.graph_passes.weight_role import (
     WeightRole,
@@ -74,6 +75,29 @@ def test_kv_tensors_and_strangers_have_no_published_name() -> None:
         role_of(ir.Value(name="constant.1"))
     with pytest.raises(PassError, match="has no role"):
         role_of(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "rounded"),
+    [
+        ("model.layers.3.self_attn.k_proj.weight", "model.layers.3.self_attn.qkv_proj"),
+        ("model.layers.3.self_attn.o_proj.weight", "model.layers.3.self_attn.o_proj"),
+        ("lm_head.weight", "lm_head"),
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.3.mlp.experts.down_proj", "model.layers.3.mlp.experts.down_proj"),
+    ],
+)
+def test_what_rounding_calls_a_weight(name: str, rounded: str) -> None:
+    assert rounding_name(read_role(name)) == rounded
+
+
+def test_a_recipe_is_asked_by_role() -> None:
+    assert read_key(layer_key(1, "o")) == ("o", 1)
+    assert (read_key("lm_head"), read_key("layers.1.lm_head")) == (("lm_head", None), None)
+    recipe = PRESETS["fp32"].changed({layer_key(1, "o"): "int4"})
+    forms = {n: recipe.of_role(WeightRole(n, "o", "o")) for n in (0, 1)}
+    assert forms == {0: FP32, 1: INT4}
+    assert PRESETS["int4"].of_role(WeightRole(1, "router", "weight")) == FP32
 
 
 def test_every_tensor_of_a_checkpoint_has_a_role_of_its_own(spec: GptOssSpec) -> None:
