@@ -102,11 +102,19 @@ def _checkpoint(source: str) -> dict[str, Any]:
     size = Counter[str]()
     for view in views:
         size[view.dtype] += view.nbytes
+    spec = checkpoint.spec
+    layers = {
+        "num_layers": spec.num_layers,
+        "windows": [layer.window or "all" for layer in spec.attention],
+        "global_tokens": max(layer.global_tokens for layer in spec.attention),
+    }
+    shape = {name: value for name, value in asdict(spec).items() if name != "attention"}
     return {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
         "expert_format": checkpoint.expert_format,
-        **asdict(checkpoint.spec),
+        **layers,
+        **shape,
         "tensors": len(checkpoint.tensors),
         "dtype_bytes": dict(size),
         "total_bytes": sum(size.values()),

@@ -153,6 +153,7 @@ def test_inspect_a_checkpoint(demo: Path) -> None:
     found = describe(str(demo))
     assert (found["checkpoint"], found["expert_format"]) == ("demo", "mxfp4")
     assert (found["num_layers"], found["num_experts"]) == (6, 8)
+    assert (found["windows"], found["global_tokens"]) == ([128, "all"] * 3, 0)
     assert set(found["dtype_bytes"]) == {"BF16", "U8"}
     size = (demo / "model.safetensors").stat().st_size
     assert 0 < size - found["total_bytes"] < 50_000  # the header
