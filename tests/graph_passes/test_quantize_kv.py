@@ -23,7 +23,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.target import get_target
 from tests.graph_passes.conftest import LAYERS, nodes
 
-pytestmark = pytest.mark.usefixtures("keep_sigterm")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("keep_sigterm")]
 KV_HEADS, DIM = 2, 32
 Float = NDArray[np.float32]
 KvMax = dict[str, Float]

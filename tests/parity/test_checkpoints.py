@@ -16,6 +16,8 @@ from tests.export.damage import edit_json, edit_tensors
 from tests.parity.reference import SHORT, Subject, altered, subject
 from tests.parity.test_parity import CLEAR
 
+pytestmark = pytest.mark.slow
+
 ALL_FLOAT = ("embedding=fp32", "qkv=fp32", "o=fp32", "lm_head=fp32")
 PRESETS = ("fp32", "int8", "int4", "mxfp4")
 ALIKE = {"fp32": True, "int8": True, "int4": False, "mxfp4": True}

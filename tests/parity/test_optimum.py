@@ -13,6 +13,8 @@ from optimum.onnxruntime import ORTModelForCausalLM
 from tests.conftest import DemoPackage
 from tests.parity.greedy import NEW_TOKENS, greedy, prompts
 
+pytestmark = pytest.mark.slow
+
 
 def load(folder: Path) -> ORTModelForCausalLM:
     return ORTModelForCausalLM.from_pretrained(folder, use_cache=True, file_name="model.onnx")

@@ -14,6 +14,8 @@ from tests.parity.conftest import GEOMETRIES, SWIGLU, Maker
 from tests.parity.reference import Subject, altered
 from tests.parity.test_parity import CLEAR, FLOAT_BUT_EXPERTS, int8_tolerance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_the_portable_graph_is_transformers_5_too(make: Maker, name: str) -> None:

@@ -18,6 +18,8 @@ from tests.corpus import corpus, letters
 from tests.mobile.kotlin import from_npm
 from tests.o200k import NAMED, SPECIAL, VOCAB_SIZE, expected_ids, o200k, reference
 
+pytestmark = pytest.mark.slow
+
 JAVASCRIPT = ROOT / "runtimes" / "javascript"
 MILLION = 1_000_000
 

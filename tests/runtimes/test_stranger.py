@@ -29,7 +29,7 @@ from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.session import Session
 from tests.conftest import seal
 
-pytestmark = pytest.mark.usefixtures("keep_sigterm")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("keep_sigterm")]
 Place = tuple[str | int, ...]
 ABSENT = object()
 NESTED: Any = [[[[{"a": [{}]}]]]] * 3
