@@ -83,10 +83,6 @@ def export_package(
         warned.append(message)
         warn(message)
 
-    if mute := chat_warning(checkpoint):
-        tell(mute)
-    if slow := first.slow_here(quantization.describe().get("experts", "")):
-        tell(slow)
     wanted = Options(first, quantization, also=tuple(also), **options)
     chosen = [f"kv-{wanted.kv}" if wanted.kv else None, wanted.activations, min_runtime]
     suffix = "-".join(["+".join(names), quant, *filter(None, chosen)])
@@ -97,6 +93,8 @@ def export_package(
     if not dry_run:
         check_free(folder, wanted.force)
     plan_memory(checkpoint.spec, wanted, kv, max_memory, context)
+    if slow := first.slow_here(quantization.describe().get("experts", "")):
+        tell(slow)
     with ExitStack() as stack:
         with progress("steps") as steps:
             made = stack.enter_context(tuned(checkpoint, wanted, tuning, steps))
@@ -111,6 +109,8 @@ def export_package(
                 ending = finish(made.options, memory)
                 done = export(checkpoint, made.options, folder, written, ending)
         advice = recommend(first, checkpoint.expert_format, made.options.quantization)
+    if mute := chat_warning(checkpoint):
+        tell(mute)  # last, where it is seen
     done |= {"warnings": warned} if warned else {}
     done |= figures(made.assignment) | ({"recommendation": advice} if advice else {})
     return Exported(folder, done, made.assignment, memory)

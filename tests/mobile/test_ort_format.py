@@ -64,7 +64,7 @@ def test_verify_refuses_a_node_that_the_table_does_not_know(
 ) -> None:
     kernels = {k: v for k, v in ANDROID.kernels.items() if k[1] != "QuickGelu"}
     monkeypatch.setattr(
-        "gptoss_onnx.evaluation.verify.get_target", lambda *_: replace(ANDROID, kernels=kernels)
+        "gptoss_onnx.evaluation.verify.known_target", lambda *_: replace(ANDROID, kernels=kernels)
     )
     assert "QuickGelu on android: no kernel" in verify(android, lambda count: None)[0]
 

@@ -100,9 +100,13 @@ def test_taken(dtype: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("cuda") / "tiny"
-    return open_checkpoint(synthesize(folder, geometry="tiny", layers=LAYERS))
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthesize(tmp_path_factory.mktemp("cuda") / "tiny", geometry="tiny", layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def tiny(packed: Path) -> Checkpoint:
+    return open_checkpoint(packed)
 
 
 def options(preset: str = "int4", **more: object) -> Options:
@@ -312,9 +316,7 @@ def mxfp4(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_verify_says_what_did_not_run(
-    packages: dict[str, Path], mxfp4: Path, tiny: Checkpoint
-) -> None:
+def test_verify_says_what_did_not_run(packages: dict[str, Path], mxfp4: Path, packed: Path) -> None:
     """float16 runs on the CPU; codes by column are read by no kernel there."""
     for folder, missing in (
         (packages["cuda"], {}),
@@ -324,7 +326,7 @@ def test_verify_says_what_did_not_run(
         assert verify(folder, lambda count: None) == []
         assert not_run(folder) == missing
     with pytest.raises(UserError, match="can be compared where there is CUDAExecutionProvider"):
-        compare(mxfp4, str(tiny.path))
+        compare(mxfp4, str(packed))
 
 
 def test_mxfp4_from_the_bytes_written(tiny: Checkpoint, mxfp4: Path) -> None:
