@@ -223,14 +223,14 @@ inChromium("the demo", () => {
 import sys
 from dataclasses import replace
 from pathlib import Path
-from export.checkpoint import Checkpoint
-from export.exporter import export
-from export.plan import Options
-from graph_passes.quantization import Quantization
-from runtimes.target import get_target
+from gptoss_onnx.export.checkpoint import open_checkpoint
+from gptoss_onnx.export.exporter import export
+from gptoss_onnx.export.plan import Options
+from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.target import get_target
 target = replace(get_target("web"), max_data_bytes=3_000_000)
 options = Options(target, Quantization.parse("int4"), activations="float32")
-export(Checkpoint.open("demo"), options, Path(sys.argv[1]), lambda *_: None)`;
+export(open_checkpoint("demo"), options, Path(sys.argv[1]), lambda *_: None)`;
       execFileSync(`${ROOT}.venv/bin/python`, ["-c", code, `${folder}/cut`], { cwd: ROOT });
       shards = readdirSync(`${folder}/cut`).filter((name) => name.includes(".data"));
     });
