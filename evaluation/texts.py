@@ -38,6 +38,8 @@ class Text:
         """UserError for a file that cannot be read."""
         try:
             return cls(str(path), path.read_bytes().decode("utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; give a text that is there") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
