@@ -39,7 +39,7 @@ class Text:
         try:
             return cls(str(path), path.read_bytes().decode("utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{path}: cannot be read: no such file; give a text that is there") from None
+            raise UserError(f"{path}: cannot be read: no such file; give a text") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
