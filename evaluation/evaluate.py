@@ -97,7 +97,9 @@ def evaluate(
                 expected, portable, questions, package.stop_ids, progress, options.threads
             )
             ours = package_replies(package, questions, progress)
-            figures["generation"] = compare_replies(questions, ours, theirs, package.harmony)
+            figures["generation"] = compare_replies(
+                questions, ours, theirs, package.harmony, package.stop_ids
+            )
     if {*here} & {*package.manifest.session["providers"]}:
         figures["speed"] = _speed(folder, options.threads)
     return figures, expected

@@ -119,11 +119,12 @@ def compare_replies(
     ours: Sequence[Sequence[int]],
     theirs: Sequence[Sequence[int]],
     harmony: Harmony,
+    stop_ids: frozenset[int],
 ) -> dict[str, Any]:
     """Exact answers, replies that are well-formed harmony, and replies that came out different."""
     exact, parsed = {}, {}
     for name, replies in (("package", ours), ("reference", theirs)):
-        said = [_final(reply, harmony) for reply in replies]
+        said = [_final(reply, harmony, stop_ids) for reply in replies]
         parsed[name] = sum(text is not None for text in said) / len(said)
         exact[name] = [text == q.answer for text, q in zip(said, questions, strict=True)]
     places = np.arange(len(questions))
@@ -141,10 +142,10 @@ def compare_replies(
     }
 
 
-def _final(reply: Sequence[int], harmony: Harmony) -> str | None:
+def _final(reply: Sequence[int], harmony: Harmony, stop_ids: frozenset[int]) -> str | None:
     """The final channel's text; None for a reply that did not end or named no such channel."""
     channel = harmony.tokenizer.special("<|channel|>")
-    if not reply or reply[-1] not in harmony.stop_ids or channel not in reply:
+    if not reply or reply[-1] not in stop_ids or channel not in reply:
         return None
-    said = read_reply(harmony.tokenizer, reply, "stop").said
+    said = read_reply(harmony.tokenizer, reply, "stop", stop_ids=stop_ids).said
     return said[-1].content if said and kind_of(said[-1]) == "final" else None

@@ -189,7 +189,11 @@ class GptOssLM(TemplateLM):
         opened = self._package.harmony.render([], system=None)
         # A message that the task began itself is the final one already.
         opens = chat and ids[-len(opened) :] == opened
-        said: Reply | _Continued = Reply(self._tokens) if opens else _Continued(self._tokens)
+        said: Reply | _Continued = (
+            Reply(self._tokens, stop_ids=self._package.stop_ids)
+            if opens
+            else _Continued(self._tokens)
+        )
         generation = generate(self._session, ids, Options(limit, sampling))
         for token in generation:
             said.feed(token)

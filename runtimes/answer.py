@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,18 +28,20 @@ def answer(
     else:
         ids = [package.harmony.render([Message("user", prompt)]) for prompt in prompts]
     answers = []
-    for result in generate_batch(package, ids, Options(**options)):
+    chosen = Options(**options)
+    stop_ids = chosen.stop_ids or package.stop_ids
+    for result in generate_batch(package, ids, chosen):
         said = (
             {"text": package.tokenizer.decode(result.ids), "finish_reason": result.finish_reason}
             if raw
-            else _reply(package, result)
+            else _reply(package, result, stop_ids)
         )
         answers.append({**said, "usage": asdict(result.usage)})
     return answers
 
 
-def _reply(package: Package, result: Result) -> dict[str, Any]:
-    reply = read_reply(package.tokenizer, result.ids, result.finish_reason)
+def _reply(package: Package, result: Result, stop_ids: Collection[int]) -> dict[str, Any]:
+    reply = read_reply(package.tokenizer, result.ids, result.finish_reason, stop_ids=stop_ids)
     return {
         "text": reply.text,
         "finish_reason": reply.finish_reason,

@@ -53,9 +53,9 @@ class Chat:
         self.instructions = instructions
         self.tools = tuple(tools)
         self.session = session or Session(package)
-        self.options = Options(**{"stop_ids": package.harmony.stop_ids, **options})
+        self.options = Options(**{"stop_ids": package.stop_ids, **options})
         self.messages: list[Message] = []
-        self.reply = self._new_reply()
+        self.reply = self._new_reply(self.options)
         self.usage = Usage()
         self._lock = threading.Lock()
         # Held by each turn that was made and has not ended; a dropped one takes its own along.
@@ -132,7 +132,7 @@ class Chat:
                 cancel.set()
 
     def _reply(self, options: Options, cancel: threading.Event) -> Iterator[Event]:
-        reply = self.reply = self._new_reply()
+        reply = self.reply = self._new_reply(options)
         prompt = self.package.harmony.render(
             self.messages,
             system=self.system,
@@ -154,5 +154,6 @@ class Chat:
             self.usage = generation.usage
             self.messages += reply.messages
 
-    def _new_reply(self) -> Reply:
-        return Reply(self.package.tokenizer, tool_names(self.tools))
+    def _new_reply(self, options: Options) -> Reply:
+        tools = tool_names(self.tools)
+        return Reply(self.package.tokenizer, tools, options.stop_ids or self.package.stop_ids)

@@ -45,11 +45,13 @@ def _is_object(text: str) -> bool:
 class Reply:
     """A reply on its way: feed it tokens and it tells events; all else is whole after `finish`."""
 
-    def __init__(self, tokenizer: Tokenizer, tools: Collection[str] = ()) -> None:
-        """`tools` are the names of those that the model may call."""
+    def __init__(
+        self, tokenizer: Tokenizer, tools: Collection[str] = (), stop_ids: Collection[int] = ()
+    ) -> None:
+        """As `StreamParser`."""
         self.text = ""  # the answer: what the final channel says
         self.finish_reason: FinishReason | Literal["tool_call"] | None = None
-        self._parser = StreamParser(tokenizer, tools)
+        self._parser = StreamParser(tokenizer, tools, stop_ids)
         self._answer: int | None = None  # the last message in `text`
 
     def feed(self, token: int) -> list[Event]:
@@ -118,9 +120,10 @@ def read_reply(
     ids: Iterable[int],
     reason: FinishReason,
     tools: Collection[str] = (),
+    stop_ids: Collection[int] = (),
 ) -> Reply:
     """A reply that is there already, from its `ids`."""
-    reply = Reply(tokenizer, tools)
+    reply = Reply(tokenizer, tools, stop_ids)
     for token in ids:
         reply.feed(token)
     reply.finish(reason)

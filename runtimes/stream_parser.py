@@ -60,13 +60,19 @@ class StreamParser:
     What cannot be told yet is held back until its message ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tools: Collection[str] = ()) -> None:
-        """`tools` are the names of those that the model may call."""
+    def __init__(
+        self, tokenizer: Tokenizer, tools: Collection[str] = (), stop_ids: Collection[int] = ()
+    ) -> None:
+        """`tools` are the names of those that the model may call.
+
+        Tokens of `stop_ids` that are no marks of harmony's end the reply as its own do.
+        """
         self.messages: list[Message] = []  # those completed so far
         self._tools = frozenset(tools)
         self._decoder = IncrementalDecoder(tokenizer)
         marks = ("<|start|>", "<|end|>", CHANNEL, CONSTRAIN, _MESSAGE, *STOPS)
-        self._marks = {tokenizer.special(m): m for m in marks if tokenizer.has_special(m)}
+        known = {tokenizer.special(m): m for m in marks if tokenizer.has_special(m)}
+        self._marks = dict.fromkeys(stop_ids, STOPS[0]) | known
         self._role = "assistant"  # what the next message's author is known to be
         self._header: str | None = ""  # None while reading content
         self._held_header = False  # beyond its longest

@@ -12,6 +12,12 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony
 
 ANSWER = "Paris is the capital of France."
+OWN = 7  # a stop of the package's own
+
+
+@pytest.fixture(scope="module")
+def stops(harmony: Harmony) -> frozenset[int]:
+    return harmony.stop_ids | {OWN}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,7 @@ def reply(harmony: Harmony) -> dict[str, list[int]]:
         "right at once": final(ANSWER),
         "wrong": [*analysis, *start, *final("Lyon.")],
         "with a space": final(ANSWER + " "),
+        "its own stop": [*final(ANSWER)[:-1], OWN],
         "cut off": [*analysis, *start, *final(ANSWER)][:-1],
         "analysis alone": [*analysis[:-1], special("<|return|>")],
         "no channel": [*tokens.encode(ANSWER), special("<|return|>")],
@@ -44,6 +51,7 @@ def reply(harmony: Harmony) -> dict[str, list[int]]:
     [
         ("right", 1, 1),
         ("right at once", 1, 1),
+        ("its own stop", 1, 1),
         ("wrong", 0, 1),
         ("with a space", 0, 1),
         ("cut off", 0, 0),
@@ -53,24 +61,31 @@ def reply(harmony: Harmony) -> dict[str, list[int]]:
     ],
 )
 def test_one_reply(
-    harmony: Harmony, reply: dict[str, list[int]], kind: str, exact: int, parsed: int
+    harmony: Harmony,
+    stops: frozenset[int],
+    reply: dict[str, list[int]],
+    kind: str,
+    exact: int,
+    parsed: int,
 ) -> None:
     question = [Question((), ANSWER)]
-    found = compare_replies(question, [reply[kind]], [reply["right"]], harmony)
+    found = compare_replies(question, [reply[kind]], [reply["right"]], harmony, stops)
     assert (found["exact"]["package"], found["exact"]["reference"]) == (exact, 1)
     assert (found["parsed"]["package"], found["parsed"]["reference"]) == (parsed, 1)
     # A flip is another reply, not a worse one: the right answer without its analysis is one.
     assert found["flips"]["mean"] == (kind != "right")
     # The other way round it is the reference that failed.
-    turned = compare_replies(question, [reply["right"]], [reply[kind]], harmony)
+    turned = compare_replies(question, [reply["right"]], [reply[kind]], harmony, stops)
     assert (turned["exact"]["package"], turned["exact"]["reference"]) == (1, exact)
     assert (turned["parsed"]["package"], turned["parsed"]["reference"]) == (1, parsed)
 
 
-def test_shares_of_many(harmony: Harmony, reply: dict[str, list[int]]) -> None:
+def test_shares_of_many(
+    harmony: Harmony, stops: frozenset[int], reply: dict[str, list[int]]
+) -> None:
     ours = [reply[kind] for kind in ("right", "right", "wrong", "cut off", "right at once")]
     theirs = [reply[kind] for kind in ("right", "wrong", "wrong", "right", "right")]
-    found = compare_replies([Question((), ANSWER)] * 5, ours, theirs, harmony)
+    found = compare_replies([Question((), ANSWER)] * 5, ours, theirs, harmony, stops)
     assert found["questions"] == 5
     assert (found["exact"]["package"], found["exact"]["reference"]) == (0.6, 0.6)
     assert found["parsed"] == {"package": 0.8, "reference": 1.0}
@@ -80,12 +95,12 @@ def test_shares_of_many(harmony: Harmony, reply: dict[str, list[int]]) -> None:
 
 
 def test_each_reply_is_held_to_its_own_question(
-    harmony: Harmony, reply: dict[str, list[int]]
+    harmony: Harmony, stops: frozenset[int], reply: dict[str, list[int]]
 ) -> None:
     questions = [Question((), ANSWER), Question((), "Lyon.")]
     replies = [reply["right"], reply["wrong"]]
-    right = compare_replies(questions, replies, replies, harmony)
-    swapped = compare_replies(questions, replies[::-1], replies, harmony)
+    right = compare_replies(questions, replies, replies, harmony, stops)
+    swapped = compare_replies(questions, replies[::-1], replies, harmony, stops)
     assert (right["exact"]["package"], right["flips"]["mean"]) == (1, 0)
     assert (swapped["exact"]["package"], swapped["flips"]["mean"]) == (0, 1)
 

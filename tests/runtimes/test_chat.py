@@ -469,9 +469,14 @@ def test_a_model_that_speaks_for_the_user(package: Package, says: Script) -> Non
     assert chat.messages == [Message("user", "One"), Message("assistant", "Yes.", "final")]
 
 
-def test_it_stops_where_harmony_does(package: Package) -> None:
-    assert make(package).options.stop_ids == {257, 258, 264}
+def test_it_stops_where_the_package_does(package: Package, says: Script) -> None:
+    assert make(package).options.stop_ids == package.stop_ids >= {257, 258, 264}
     assert make(package, stop_ids=frozenset({1})).options.stop_ids == {1}
+    (own,) = package.tokenizer.encode("!")
+    chat = make(package, stop_ids=package.stop_ids | {own})
+    says("<|channel|>final<|message|>Hi!")
+    assert text(chat.send("One")) == {"final": "Hi"}
+    assert (chat.finish_reason, chat.messages[-1].content) == ("stop", "Hi")
 
 
 def test_without_a_script(package: Package, model: TinyModel) -> None:

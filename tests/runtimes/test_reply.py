@@ -12,7 +12,15 @@ from gptoss_onnx.runtimes.harmony import Harmony, Message
 from gptoss_onnx.runtimes.reply import Reply, ToolCall, read_reply
 from gptoss_onnx.runtimes.stream_parser import kind_of
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
-from tests.runtimes.test_stream_parser import DEMO, FINAL, LONG, TOOLS, encode, random_reply
+from tests.runtimes.test_stream_parser import (
+    DEMO,
+    FINAL,
+    LONG,
+    STOP_IDS,
+    TOOLS,
+    encode,
+    random_reply,
+)
 
 CALL = "<|channel|>commentary to={} <|constrain|>json<|message|>{{}}<|call|>"
 THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
@@ -28,6 +36,11 @@ def result(name: str, channel: str = "commentary") -> Message:
 # name: what follows `<|start|>assistant` behind "Weather?", why it ended, and what comes then.
 FOLLOWED: dict[str, tuple[str, FinishReason, list[Message]]] = {
     "answer": (THOUGHT + FINAL.removeprefix("<|start|>assistant"), "stop", [QUESTION]),
+    "a stop of the package's own": (
+        THOUGHT + "<|start|>assistant<|channel|>final<|message|>Hi<|startoftext|>",
+        "stop",
+        [QUESTION],
+    ),
     "two answers": (
         "<|channel|>final<|message|>One.<|end|><|start|>assistant<|channel|>final<|message|>Two.",
         "stop",
@@ -162,7 +175,7 @@ def tokenizer() -> Tokenizer:
 def shown(tokenizer: Tokenizer, name: str) -> tuple[Reply, str]:
     """The reply of that name, and what the model is shown behind it."""
     text, reason, behind = FOLLOWED[name]
-    reply = read_reply(tokenizer, encode(tokenizer, text), reason, TOOLS)
+    reply = read_reply(tokenizer, encode(tokenizer, text), reason, TOOLS, STOP_IDS)
     messages = [Message("user", "Weather?"), *reply.messages, *behind]
     return reply, tokenizer.show(Harmony(tokenizer).render(messages, system=None))
 

@@ -48,7 +48,7 @@ def _byte_ids(tokenizer: Tokenizer) -> dict[int, int]:
 
 
 def parse(tokenizer: Tokenizer, ids: list[int]) -> tuple[list[Message], list[Event]]:
-    parser = StreamParser(tokenizer, TOOLS)
+    parser = StreamParser(tokenizer, TOOLS, STOP_IDS)
     events = [event for token in ids for event in parser.feed(token)]
     return parser.messages, events + parser.finish()
 
@@ -61,6 +61,7 @@ def call(arguments: str, name: str = "functions.f", **fields: Any) -> Message:
     return reply(arguments, "commentary", recipient=name, **fields)
 
 
+STOP_IDS = {4000, 4087}  # a package's own: any token, and <|startoftext|>
 JSON = {"content_type": "<|constrain|>json"}
 FINAL = "<|start|>assistant<|channel|>final<|message|>Hi<|return|>"
 # What follows `<|start|>assistant`, and what it means.
@@ -75,6 +76,11 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
     "cut off behind a message": (
         "<|channel|>final<|message|>Hi<|end|><|start|>assistant",
         [reply("Hi")],
+    ),
+    "a stop of the package's own": ("<|channel|>final<|message|>Hi<|startoftext|>", [reply("Hi")]),
+    "its stop behind text in the channel": (
+        "<|channel|>Hi there<|startoftext|>",
+        [reply("Hi there")],
     ),
     # Calls.
     "recipient in the role": (
@@ -419,6 +425,11 @@ def test_reads(tokenizer: Tokenizer, name: str, by_byte: bool) -> None:
 def test_marks_spelled_in_letters_make_a_header_too(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("<|channel|>analysis<|message|>Hm <|end|>")
     assert parse(tokenizer, ids)[0] == [reply("Hm <|end|>", "analysis")]
+
+
+def test_a_stop_of_the_packages_own_is_no_text(tokenizer: Tokenizer) -> None:
+    ids = [*encode(tokenizer, "<|channel|>final<|message|>Hi"), 4000]
+    assert parse(tokenizer, ids)[0] == [reply("Hi")]
 
 
 def test_text_comes_as_soon_as_it_is_whole(tokenizer: Tokenizer) -> None:

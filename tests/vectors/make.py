@@ -39,7 +39,14 @@ from gptoss_onnx.runtimes.tool_schema import typescript
 from tests.runtimes.schemas import NUMBERS, make_schema
 from tests.runtimes.test_harmony import CONVERSATIONS, OTHERS
 from tests.runtimes.test_reply import ARGUMENTS, FOLLOWED
-from tests.runtimes.test_stream_parser import LONG, REPLIES, TOOLS, encode, random_reply
+from tests.runtimes.test_stream_parser import (
+    LONG,
+    REPLIES,
+    STOP_IDS,
+    TOOLS,
+    encode,
+    random_reply,
+)
 from tests.runtimes.test_tokenizer import TEXTS
 from tests.runtimes.tool_cases import REFUSED, SYSTEMS, make_system, make_tool
 from tests.runtimes.tool_cases import TOOLS as TOOL_CASES
@@ -208,14 +215,21 @@ def stream_parse() -> Json:
             cases.append(case)
     spelled = tokenizer.encode("<|channel|>analysis<|message|>Hm <|end|>")
     cases.append(_parsed(tokenizer, "marks in letters", spelled))
+    stopped = [*encode(tokenizer, "<|channel|>final<|message|>Hi"), min(STOP_IDS)]
+    cases.append(_parsed(tokenizer, "any token as a stop", stopped))
     draw = random.Random(4)
     for number in range(60):
         cases.append(_parsed(tokenizer, f"random {number}", random_reply(tokenizer, draw)))
-    return {"tokenizer": "demo/tokenizer.json", "tools": list(TOOLS), "replies": cases}
+    return {
+        "tokenizer": "demo/tokenizer.json",
+        "tools": list(TOOLS),
+        "stop_ids": sorted(STOP_IDS),
+        "replies": cases,
+    }
 
 
 def _parsed(tokenizer: Tokenizer, name: str, ids: list[int]) -> Json:
-    parser = StreamParser(tokenizer, TOOLS)
+    parser = StreamParser(tokenizer, TOOLS, STOP_IDS)
     events = [[_event(e) for e in parser.feed(token)] for token in ids]
     events.append([_event(e) for e in parser.finish()])
     found = [_message(message) for message in parser.messages]
@@ -234,7 +248,7 @@ def reply() -> Json:
     cases = []
     for name, (text, reason, behind) in FOLLOWED.items():
         ids = encode(tokenizer, text)
-        found = read_reply(tokenizer, ids, reason, TOOLS)
+        found = read_reply(tokenizer, ids, reason, TOOLS, STOP_IDS)
         messages = [Message("user", "Weather?"), *found.messages, *behind]
         next_ids = harmony.render(messages, system=None)
         cases.append({
@@ -253,6 +267,7 @@ def reply() -> Json:
     return {
         "tokenizer": "demo/tokenizer.json",
         "tools": list(TOOLS),
+        "stop_ids": sorted(STOP_IDS),
         "replies": cases,
         "arguments": [
             {"name": name, "text": text, "good": ToolCall(name, text).error is None}

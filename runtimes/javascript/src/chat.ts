@@ -101,7 +101,7 @@ export async function* events(
   end: ReplyEnd,
 ): AsyncGenerator<ChatEvent, void, undefined> {
   const generation = start();
-  const reply = new ReplyReader(tokenizer, toolNames(tools));
+  const reply = new ReplyReader(tokenizer, toolNames(tools), generation.stopIds);
   const shown = (pieces: Piece[]) =>
     pieces.filter(({ kind }) => analysis || kind !== "analysis").map(eventOf);
   try {

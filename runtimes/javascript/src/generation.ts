@@ -47,6 +47,7 @@ export class Generation implements AsyncIterable<number> {
   /** undefined until the last token came. */
   finishReason?: FinishReason;
   readonly usage: Usage;
+  readonly stopIds: ReadonlySet<number>;
   readonly #steps: AsyncGenerator<number, void, undefined>;
 
   /**
@@ -56,7 +57,8 @@ export class Generation implements AsyncIterable<number> {
   constructor(
     session: Session,
     prompt: readonly number[],
-    options: GenerateOptions & { sampling: Sampling; stopIds: Iterable<number> },
+    options: GenerateOptions & { sampling: Sampling },
+    stopIds: ReadonlySet<number>, // the package's
   ) {
     for (const name of ["maxNewTokens", "chunk"] as const) {
       const value = options[name];
@@ -66,16 +68,13 @@ export class Generation implements AsyncIterable<number> {
     }
     const room = roomBehind(prompt, session.maxLength);
     checkIds(prompt, session.vocabularySize, "the prompt's tokens");
-    const stopIds = new Set(options.stopIds);
-    checkIds(stopIds, session.vocabularySize, "stopIds");
+    this.stopIds = options.stopIds ? new Set(options.stopIds) : stopIds;
+    if (options.stopIds) checkIds(this.stopIds, session.vocabularySize, "stopIds");
     this.usage = { ...noUsage(), promptTokens: prompt.length };
     const limit = Math.min(options.maxNewTokens ?? room, room);
     const sampler = new Sampler(options.sampling, prompt);
-    this.#steps = this.#run(session, prompt, sampler, limit, {
-      stopIds,
-      chunk: options.chunk ?? 512,
-      signal: options.signal,
-    });
+    const { chunk = 512, signal } = options;
+    this.#steps = this.#run(session, prompt, sampler, limit, { chunk, signal });
   }
 
   [Symbol.asyncIterator](): AsyncGenerator<number, void, undefined> {
@@ -87,7 +86,7 @@ export class Generation implements AsyncIterable<number> {
     prompt: readonly number[],
     sampler: Sampler,
     limit: number,
-    { stopIds, chunk, signal }: { stopIds: Set<number>; chunk: number; signal?: AbortSignal },
+    { chunk, signal }: { chunk: number; signal?: AbortSignal },
   ): AsyncGenerator<number, void, undefined> {
     if (session.busy) {
       throw new Error("this session is generating already: finish that or abort it first");
@@ -110,7 +109,7 @@ export class Generation implements AsyncIterable<number> {
         usage.newTokens++;
         usage.firstTokenSeconds ??= elapsed();
         usage.decodeSeconds = elapsed() - usage.firstTokenSeconds;
-        if (stopIds.has(token)) this.finishReason = "stop";
+        if (this.stopIds.has(token)) this.finishReason = "stop";
         else if (usage.newTokens >= limit) this.finishReason = "length";
         yield token;
         if (this.finishReason || signal?.aborted) return;

@@ -108,7 +108,7 @@ export class Model {
   /** Continue `prompt`, text or ids, as it stands: iterate over token ids. */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     const ids = typeof prompt === "string" ? this.tokenizer.encode(prompt) : prompt;
-    return this.#generate(options.session ?? this.#shared(), ids, options, this.stopIds);
+    return this.#generate(options.session ?? this.#shared(), ids, options);
   }
 
   /** A KV cache to drive by hand, as `generate` does. */
@@ -137,7 +137,7 @@ export class Model {
   #reply(open: () => Session, messages: readonly Message[], options: ChatOptions): Reply {
     const start = () => {
       const prompt = this.harmony.render(messages.map(withChannel), options);
-      return this.#generate(open(), prompt, options, this.harmony.stopIds);
+      return this.#generate(open(), prompt, options);
     };
     return new Reply((end) => events(start, this.tokenizer, options, end));
   }
@@ -146,14 +146,9 @@ export class Model {
     session: Session,
     prompt: readonly number[],
     options: GenerateOptions,
-    stopIds: ReadonlySet<number>,
   ): Generation {
-    return new Generation(session, prompt, {
-      ...options,
-      chunk: options.chunk ?? this.#backend.chunk,
-      sampling: options.sampling ?? this.sampling,
-      stopIds: options.stopIds ?? stopIds,
-    });
+    const { chunk = this.#backend.chunk, sampling = this.sampling } = options;
+    return new Generation(session, prompt, { ...options, chunk, sampling }, this.stopIds);
   }
 }
 

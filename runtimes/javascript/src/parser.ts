@@ -67,13 +67,19 @@ export class StreamParser {
   #count = 0; // the assistant's messages
   #answered = false;
 
-  /** `tools` are the names of those that the model may call. */
-  constructor(tokenizer: Tokenizer, tools: Iterable<string> = []) {
+  /**
+   * `tools` are the names of those that the model may call. Tokens of `stopIds` that are no marks
+   * of harmony's end the reply as its own do.
+   */
+  constructor(tokenizer: Tokenizer, tools: Iterable<string> = [], stopIds: Iterable<number> = []) {
     this.#decoder = new IncrementalDecoder(tokenizer);
     this.#tools = new Set(tools);
     const marks = ["<|start|>", "<|end|>", CHANNEL, CONSTRAIN, MESSAGE, ...STOPS];
     const present = marks.filter((mark) => tokenizer.hasSpecial(mark));
-    this.#marks = new Map(present.map((mark) => [tokenizer.special(mark), mark]));
+    this.#marks = new Map([
+      ...[...stopIds].map((id) => [id, STOPS[0]] as const),
+      ...present.map((mark) => [tokenizer.special(mark), mark] as const),
+    ]);
   }
 
   /** What `token` completes: mostly one piece or none. */

@@ -30,9 +30,9 @@ export class ReplyReader {
   readonly #parser: StreamParser;
   #answer?: number; // the last message in `text`
 
-  /** `tools` are the names of those that the model may call. */
-  constructor(tokenizer: Tokenizer, tools: Iterable<string> = []) {
-    this.#parser = new StreamParser(tokenizer, tools);
+  /** As `StreamParser`. */
+  constructor(tokenizer: Tokenizer, tools?: Iterable<string>, stopIds?: Iterable<number>) {
+    this.#parser = new StreamParser(tokenizer, tools, stopIds);
   }
 
   /** What `token` completes. */

@@ -66,6 +66,29 @@ describe("in Node", () => {
     }
     await model.dispose();
   });
+
+  test("a reply ends where the package says too, which is no text", async () => {
+    const copy = mkdtempSync(join(tmpdir(), "gptoss-"));
+    cpSync(NODE_PACKAGE, copy, { recursive: true });
+    const { question, ids } = expected[0];
+    const system = { date: "2026-01-01" };
+    const own = ids.findLast((id) => id > 999 && id < 4087 && ids.indexOf(id) === ids.lastIndexOf(id));
+    const file = join(copy, "generation_config.json");
+    // Of the same size; and one that no model can write does no harm.
+    const text = readFileSync(file, "utf8").replace("4089", String(own)).replace("4095", "9999");
+    writeFileSync(file, text);
+    const model = await GptOss.load(copy, { threads: 1 });
+    expect([...model.stopIds].sort()).toEqual([own, 4088, 4089, 4095, 9999]);
+    const reply = model.chat([{ role: "user", content: question }], { system });
+    const said = await reply.text();
+    expect(reply.finishReason).toBe("stop");
+    expect(said).not.toBe("");
+    const before = model.tokenizer.decode(ids.slice(0, ids.indexOf(own as number)));
+    expect(before.endsWith(said)).toBe(true);
+    expect(() => model.generate([1], { stopIds: [9999] })).toThrow("stopIds have 9999 at position 0");
+    await model.dispose();
+    rmSync(copy, { recursive: true });
+  });
 });
 
 inChromium("on WebAssembly", () => {

@@ -82,18 +82,18 @@ interface ParseCase {
   cuts?: SharedMessage[][];
 }
 
-const parses = vectors<{ tools: string[]; replies: ParseCase[] }>("stream_parse");
+const parses = vectors<{ tools: string[]; stop_ids: number[]; replies: ParseCase[] }>("stream_parse");
 
 test.each(parses.replies)("parses $name", ({ ids, events, messages, cuts = [] }) => {
   const told = (pieces: Piece[]) =>
     pieces.map(({ kind, text, message, recipient }) => {
       return [kind, text, message, ...(recipient === undefined ? [] : [recipient])];
     });
-  const parser = new StreamParser(tokenizer, parses.tools);
+  const parser = new StreamParser(tokenizer, parses.tools, parses.stop_ids);
   expect([...ids.map((id) => told(parser.feed(id))), told(parser.finish())]).toEqual(events);
   expect(parser.messages.map(toShared)).toEqual(messages);
   cuts.forEach((expected, length) => {
-    const cut = new StreamParser(tokenizer, parses.tools);
+    const cut = new StreamParser(tokenizer, parses.tools, parses.stop_ids);
     for (const id of ids.slice(0, length)) cut.feed(id);
     cut.finish();
     expect(cut.messages.map(toShared)).toEqual(expected);
@@ -114,14 +114,15 @@ interface ReplyCase {
 }
 
 describe("replies", () => {
-  const { tools, replies, arguments: given } = vectors<{
+  const { tools, stop_ids, replies, arguments: given } = vectors<{
     tools: string[];
+    stop_ids: number[];
     replies: ReplyCase[];
     arguments: { name: string; text: string; good: boolean }[];
   }>("reply");
 
   test.each(replies)("$name", ({ ids, reason, messages, calls, then, next_ids, ...expected }) => {
-    const reply = new ReplyReader(tokenizer, tools);
+    const reply = new ReplyReader(tokenizer, tools, stop_ids);
     for (const id of ids) reply.feed(id);
     reply.finish(reason);
     const { text, finishReason, cutIn = null } = reply;

@@ -109,7 +109,7 @@ public final class Chat: @unchecked Sendable {
         guard prompt.count < session.maxLength else {
             throw UserError("the conversation is too long: start a new chat")
         }
-        let reply = Reply(model.tokenizer)
+        let reply = Reply(model.tokenizer, stopIds: model.stopIds)
         let finish = try generate(prompt) { reply.feed($0).forEach(onEvent) }
         reply.finish(finish).forEach(onEvent)
         messages += reply.messages

@@ -10,8 +10,8 @@ public final class Reply {
     private let parser: StreamParser
     private var last: Int?  // the last message in `text`
 
-    public init(_ tokenizer: Tokenizer, tools: Set<String> = []) {
-        parser = StreamParser(tokenizer, tools: tools)
+    public init(_ tokenizer: Tokenizer, tools: Set<String> = [], stopIds: Set<Int> = []) {
+        parser = StreamParser(tokenizer, tools: tools, stopIds: stopIds)
     }
 
     /// What `token` completes.

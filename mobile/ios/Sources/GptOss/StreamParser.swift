@@ -46,12 +46,13 @@ public final class StreamParser {
     private var count = 0  // the assistant's messages
     private var answered = false
 
-    /// `tools` are the names of those that the model may call.
-    public init(_ tokenizer: Tokenizer, tools: Set<String> = []) {
+    /// `tools` are the names of those that the model may call. Tokens of `stopIds` that are no marks
+    /// of harmony's end the reply as its own do.
+    public init(_ tokenizer: Tokenizer, tools: Set<String> = [], stopIds: Set<Int> = []) {
         (self.tokenizer, self.tools) = (tokenizer, tools)
         let names = ["<|start|>", "<|end|>", channelMark, constrainMark, messageMark] + stopMarks
         let found = names.compactMap { name in (try? tokenizer.special(name)).map { ($0, name) } }
-        marks = Dictionary(found) { $1 }
+        marks = Dictionary(stopIds.map { ($0, stopMarks[0]) } + found) { $1 }
     }
 
     /// What `token` completes: mostly one event or none.

@@ -72,10 +72,11 @@ func harmony() throws {
 func parsing() throws {
     let vectors = try read("stream_parse.json")
     let tools = Set(vectors.members["tools"] as? [String] ?? [])
+    let stopIds = Set(ids(vectors, "stop_ids"))
     for reply in try vectors.children("replies") {
         let name = try reply.text("name")
         let tokens = ids(reply, "ids")
-        let parser = StreamParser(tokenizer, tools: tools)
+        let parser = StreamParser(tokenizer, tools: tools, stopIds: stopIds)
         let events = tokens.map(parser.feed) + [parser.finish()]
         let expected = reply.members["events"] as? [[[Any]]] ?? []
         let told = events.map { $0.map { "\([$0.kind, $0.text, "\($0.message)"] + ($0.recipient.map { [$0] } ?? []))" } }
@@ -83,7 +84,7 @@ func parsing() throws {
         equal("messages \(name)", parser.messages, try reply.children("messages").map(message))
         let cuts = reply.members["cuts"] as? [[[String: Any]]] ?? []
         for (count, messages) in cuts.enumerated() {
-            let cut = StreamParser(tokenizer, tools: tools)
+            let cut = StreamParser(tokenizer, tools: tools, stopIds: stopIds)
             tokens.prefix(count).forEach { _ = cut.feed($0) }
             _ = cut.finish()
             equal("cut \(count) \(name)", cut.messages, try messages.map { try message(Json($0)) })
@@ -95,9 +96,10 @@ func parsing() throws {
 func replies() throws {
     let vectors = try read("reply.json")
     let tools = Set(vectors.members["tools"] as? [String] ?? [])
+    let stopIds = Set(ids(vectors, "stop_ids"))
     for entry in try vectors.children("replies") {
         let name = try entry.text("name")
-        let reply = Reply(tokenizer, tools: tools)
+        let reply = Reply(tokenizer, tools: tools, stopIds: stopIds)
         ids(entry, "ids").forEach { _ = reply.feed($0) }
         _ = try reply.finish(Finish(rawValue: entry.text("reason")) ?? .stop)
         equal("text \(name)", reply.text, try entry.text("text"))

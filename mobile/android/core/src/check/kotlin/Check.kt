@@ -78,6 +78,8 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
 
     private fun tools(vectors: Map<String, Any?>) = (vectors["tools"] as List<String>).toSet()
 
+    private fun stopIds(vectors: Map<String, Any?>) = ids(vectors["stop_ids"]).toSet()
+
     /** Cases with tools are left out: the app's core has none. */
     fun harmony() {
         for (case in read("harmony.json").children("render").filter { it.children("tools").isEmpty() }) {
@@ -99,13 +101,13 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
     fun parsing() {
         val vectors = read("stream_parse.json")
         for (reply in vectors.children("replies")) {
-            val parser = StreamParser(tokenizer, tools(vectors))
+            val parser = StreamParser(tokenizer, tools(vectors), stopIds(vectors))
             val tokens = ids(reply["ids"])
             val events = tokens.map { parser.feed(it) } + listOf(parser.finish())
             equal("events ${reply["name"]}", events.map { it.map(::told) }, reply["events"])
             equal("messages ${reply["name"]}", parser.messages, reply.children("messages").map(::message))
             (reply["cuts"] as List<List<Map<String, Any?>>>?)?.forEachIndexed { count, messages ->
-                val cut = StreamParser(tokenizer, tools(vectors))
+                val cut = StreamParser(tokenizer, tools(vectors), stopIds(vectors))
                 tokens.take(count).forEach { cut.feed(it) }
                 cut.finish()
                 equal("cut $count ${reply["name"]}", cut.messages, messages.map(::message))
@@ -119,7 +121,7 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
     fun replies() {
         val vectors = read("reply.json")
         for (case in vectors.children("replies")) {
-            val reply = Reply(tokenizer, tools(vectors))
+            val reply = Reply(tokenizer, tools(vectors), stopIds(vectors))
             ids(case["ids"]).forEach { reply.feed(it) }
             reply.finish(Finish.valueOf(case.text("reason").uppercase()))
             val name = case["name"]

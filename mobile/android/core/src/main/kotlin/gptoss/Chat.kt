@@ -101,7 +101,7 @@ class Chat internal constructor(
     private fun answer(onEvent: (Event) -> Unit): Reply {
         val prompt = model.harmony.render(messages, system, instructions)
         if (prompt.size >= session.maxLength) throw UserError("the conversation is too long: start a new chat")
-        val reply = Reply(model.tokenizer)
+        val reply = Reply(model.tokenizer, stopIds = model.stopIds)
         val finish = generate(prompt) { reply.feed(it).forEach(onEvent) }
         reply.finish(finish).forEach(onEvent)
         messages += reply.messages

@@ -3,8 +3,8 @@ package gptoss
 enum class Finish { STOP, TOOL_CALL, LENGTH, CANCELLED }
 
 /** What a model answers: fed tokens it tells events, and all else is whole after `finish`. */
-class Reply(tokenizer: Tokenizer, tools: Set<String> = emptySet()) {
-    private val parser = StreamParser(tokenizer, tools)
+class Reply(tokenizer: Tokenizer, tools: Set<String> = emptySet(), stopIds: Set<Int> = emptySet()) {
+    private val parser = StreamParser(tokenizer, tools, stopIds)
     private val answer = StringBuilder()
     private var last: Int? = null // the last message in `answer`
     private val fed = ArrayList<Int>()

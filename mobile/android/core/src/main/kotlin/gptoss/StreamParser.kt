@@ -23,13 +23,13 @@ data class Event(
  * - what is written in another's name is a message of theirs and no event.
  *
  * What cannot be told yet is held back until its message ends. `tools` are the names of those that
- * the model may call.
+ * the model may call. Tokens of `stopIds` that are no marks of harmony's end the reply as its own do.
  */
-class StreamParser(private val tokenizer: Tokenizer, private val tools: Set<String> = emptySet()) {
+class StreamParser(private val tokenizer: Tokenizer, private val tools: Set<String> = emptySet(), stopIds: Set<Int> = emptySet()) {
     /** Those completed so far. */
     val messages = ArrayList<Message>()
     private val stream = Utf8Stream()
-    private val marks: Map<Int, String> =
+    private val marks: Map<Int, String> = stopIds.associateWith { STOPS.first() } +
         (listOf("<|start|>", "<|end|>", CHANNEL, CONSTRAIN, MESSAGE) + STOPS)
             .filter(tokenizer::hasSpecial).associateBy(tokenizer::special)
     private var role = "assistant" // what the next message's author is known to be
