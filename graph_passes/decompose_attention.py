@@ -23,7 +23,7 @@ from gptoss_onnx.graph_passes.lower_attention import packed_qkv, qkv_of
 from gptoss_onnx.graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
-from gptoss_onnx.graph_passes.step import output
+from gptoss_onnx.graph_passes.step import output, replace
 
 HIDDEN_SCORE = -3e4  # no exponential is left of it, and float16 has it
 _TO_THE_END = np.iinfo(np.int64).max
@@ -95,11 +95,7 @@ class DecomposeAttention:
         mixed = nodes.reshape(mixed, [0, heads, -1, dim], "mixed_heads")
         mixed = nodes.add("Transpose", [mixed], "mixed_tokens", perm=[0, 2, 1, 3])
         nodes.add_to([out], "Reshape", [mixed, nodes.constant([0, 0, query_size])])
-        graph.insert_before(node, nodes.nodes)
-        ir.convenience.replace_all_uses_with(
-            node.outputs, (out, present_key, present_value), replace_graph_outputs=True
-        )
-        graph.remove(node, safe=True)
+        replace(graph, [node], nodes.nodes, outputs=(out, present_key, present_value))
         remove(graph, *qkv)
 
 

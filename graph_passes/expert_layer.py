@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.nodes import FLOAT, INT64, Nodes
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
-from gptoss_onnx.graph_passes.step import discard, output
+from gptoss_onnx.graph_passes.step import output, replace
 from gptoss_onnx.graph_passes.weight_role import role_of
 from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
@@ -62,14 +62,12 @@ class ExpertLayer:
 
     def replace(self, nodes: Nodes, total: ir.Value) -> None:
         """Put `nodes`, whose `total` [T, H] is the experts' sum, where the node was."""
-        node, graph, out = self._node, self.graph, self._node.outputs[0]
+        out = self._node.outputs[0]
         full = nodes.add("Shape", [self._hidden], "hidden_shape", INT64)
         last = output(str(out.name), FLOAT, out.shape)
         nodes.add_to([last], "Reshape", [total, full])
-        graph.insert_before(node, nodes.nodes)
-        out.replace_all_uses_with(last, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        discard(graph, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        weights = self.gate_up, self.gate_up_bias, self.down, self.down_bias
+        replace(self.graph, [self._node], nodes.nodes, *weights)
 
 
 def expert_layers(graph: ir.Graph, quantization: Quantization) -> Iterator[ExpertLayer]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_onnx.graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.step import output, replace, shared_constant
 
 SCALES, BIAS = 2, 5  # inputs of the operator; zero points follow the scales
 
@@ -40,7 +40,7 @@ class FitLinears:
 
 def _replace(node: ir.Node, inputs: list[ir.Value | None], bias: ir.Value | None) -> None:
     graph, old = node.graph, node.outputs[0]
-    assert graph is not None and old.dtype is not None
+    assert isinstance(graph, ir.Graph) and old.dtype is not None
     last = output(str(old.name), old.dtype, old.shape)
     product = last if bias is None else output(f"{old.name}.product", old.dtype)
     new = ir.node(
@@ -52,9 +52,7 @@ def _replace(node: ir.Node, inputs: list[ir.Value | None], bias: ir.Value | None
         name=node.name,
     )
     nodes = [new] if bias is None else [new, ir.node("Add", [product, bias], outputs=[last])]
-    graph.insert_before(node, nodes)
-    old.replace_all_uses_with(last, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    replace(graph, [node], nodes)
 
 
 def _zero_points(graph: ir.Graph, node: ir.Node) -> ir.Value:

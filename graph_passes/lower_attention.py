@@ -19,7 +19,7 @@ import onnx_ir as ir
 from gptoss_onnx.graph_passes.linear import Linear, linears, lowered, remove
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding, rounding_name
-from gptoss_onnx.graph_passes.step import output, shared_constant
+from gptoss_onnx.graph_passes.step import output, replace, shared_constant
 from gptoss_onnx.graph_passes.weights import concatenated
 
 INT32, INT64, FLOAT, BOOL = (
@@ -94,11 +94,7 @@ class LowerAttention:
             name=f"{name}.attention",
         )
         nodes = packed_qkv(graph, qkv, self.quantization, self.rounding, packed)
-        graph.insert_before(node, [*nodes, attention])
-        ir.convenience.replace_all_uses_with(
-            node.outputs, attention.outputs, replace_graph_outputs=True
-        )
-        graph.remove(node, safe=True)
+        replace(graph, [node], [*nodes, attention])
         remove(graph, *qkv)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from gptoss_onnx.graph_passes.expert_weights import packed_experts
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
-from gptoss_onnx.graph_passes.step import discard, initializer, output, shared_constant
+from gptoss_onnx.graph_passes.step import initializer, output, replace, shared_constant
 from gptoss_onnx.graph_passes.weight_role import role_of
 from gptoss_onnx.graph_passes.weights import ExpertWeight, StreamedTensor
 
@@ -61,10 +61,7 @@ class LowerMoE:
                 inputs += [None] * 7 + [ones, ones]
         out = output(str(node.outputs[0].name), ir.DataType.FLOAT, node.outputs[0].shape)
         moe = ir.node(op, inputs, attributes, domain="com.microsoft", outputs=[out], name=name)
-        graph.insert_before(node, [flatten, moe])
-        node.outputs[0].replace_all_uses_with(out, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        discard(graph, gate_up, down)
+        replace(graph, [node], [flatten, moe], gate_up, down)
 
     def _packed(self, graph: ir.Graph, weight: ir.Value, form: Format) -> tuple[ir.Value, ir.Value]:
         assert isinstance(weight.const_value, ExpertWeight)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from gptoss_onnx.graph_passes.quantization import Format
 from gptoss_onnx.graph_passes.quantize_rows import quantized_rows
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
-from gptoss_onnx.graph_passes.step import discard, initializer, output
+from gptoss_onnx.graph_passes.step import initializer, output, replace
 from gptoss_onnx.graph_passes.weight_role import carry_role
 from gptoss_onnx.graph_passes.weights import FloatWeight
 
@@ -55,10 +55,7 @@ class QuantizeEmbedding:
                 domain="com.microsoft",
                 outputs=[new],
             )
-            graph.insert_before(node, gather)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            graph.remove(node, safe=True)
-            discard(graph, table)
+            replace(graph, [node], [gather], table)
             count += 1
         return count
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gptoss_onnx.graph_passes.linear import linears, lowered, remove
+from gptoss_onnx.graph_passes.linear import linears, lowered
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
-from gptoss_onnx.graph_passes.step import output
+from gptoss_onnx.graph_passes.step import output, replace
 from gptoss_onnx.graph_passes.weights import FloatWeight
 
 
@@ -39,8 +39,6 @@ class QuantizeLinears:
                 if value is not None:
                     value.name = f"{value.name}.traced"
             nodes = lowered(graph, linear.x, weight, bias, form, self.rounding, name, last)
-            graph.insert_before(linear.nodes[-1], nodes)
-            old.replace_all_uses_with(last, replace_graph_outputs=True)
-            remove(graph, linear)
+            replace(graph, linear.nodes, nodes, linear.weight, linear.bias)
             count += 1
         return count

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import Rounding
-from gptoss_onnx.graph_passes.step import discard, output
+from gptoss_onnx.graph_passes.step import discard, output, replace
 from gptoss_onnx.graph_passes.weights import StreamedTensor, View
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head"
@@ -67,8 +67,5 @@ def _share_float(graph: ir.Graph) -> int:
         domain="com.microsoft",
         outputs=[new],
     )
-    graph.insert_before(node, product)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    discard(graph, weight)
+    replace(graph, [node], [product], weight)
     return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,23 @@ def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Val
 def shared_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """The constant called `name`, made where it is not there yet."""
     return graph.initializers.get(name) or initializer(graph, name, ir.Tensor(array))
+
+
+def replace(
+    graph: ir.Graph,
+    old: Sequence[ir.Node],
+    new: Sequence[ir.Node],
+    *weights: ir.Value | None,
+    outputs: Sequence[ir.Value] | None = None,
+) -> None:
+    """Put `new` where the last of `old` is, whose outputs become `outputs`, by default those of
+    the last of `new`. Of `weights`, which `old` read, those that nothing else reads are dropped.
+    """
+    graph.insert_before(old[-1], new)
+    outputs = new[-1].outputs if outputs is None else outputs
+    ir.convenience.replace_all_uses_with(old[-1].outputs, outputs, replace_graph_outputs=True)
+    graph.remove(reversed(old), safe=True)
+    discard(graph, *weights)
 
 
 def discard(graph: ir.Graph, *values: ir.Value | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.nodes import FLOAT, Nodes
-from gptoss_onnx.graph_passes.step import output
+from gptoss_onnx.graph_passes.step import output, replace
 
 UINT8 = ir.DataType.UINT8
 
@@ -40,9 +40,7 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> None:
     old = node.outputs[0]
     last = output(str(old.name), FLOAT, old.shape)
     nodes.add_to([last], "Reshape", [scaled, nodes.constant([0, 0, -1])])
-    graph.insert_before(node, nodes.nodes)
-    old.replace_all_uses_with(last, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    replace(graph, [node], nodes.nodes)
 
 
 def _nibbles(nodes: Nodes, rows: ir.Value) -> ir.Value:
