@@ -14,7 +14,7 @@ from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import Manifest
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.package_update import read_report
+from gptoss_onnx.runtimes.package_update import REPORT, read_report
 
 NOT_MEASURED = "not measured"
 
@@ -49,11 +49,27 @@ def read(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     return labelled(found), problems
 
 
+def _check(evaluation: dict[str, Any], folder: Path) -> None:
+    """UserError for figures of another shape than `evaluate` gives: a package's may be anyone's."""
+    try:
+        _row({**evaluation, "label": ""})
+        if "all" in evaluation:
+            _source(evaluation), evaluation["text"]["sha256"]
+        if "speed" in evaluation:
+            evaluation["speed"]["machine"]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / REPORT}: evaluation is not as this version writes it "
+            f"({type(error).__name__}: {error}); gptoss eval {folder} --against CHECKPOINT "
+            "writes it anew"
+        ) from error
+
+
 def _read(folder: Path) -> dict[str, Any]:
     package = Package.open(folder)
     manifest = package.manifest
     evaluation = read_report(folder).get("evaluation")
-    return {
+    made = {
         "quant": manifest.quant,
         "method": manifest.rounding.get("method", "search"),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
@@ -62,6 +78,8 @@ def _read(folder: Path) -> dict[str, Any]:
         "preset_recipe": False,  # here people know packages by their folders
         "bits_per_weight": bits_per_weight(manifest, package.config),
     }
+    _check(made, folder)
+    return made
 
 
 def bits_per_weight(manifest: Manifest, config: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from gptoss_onnx.evaluation.generation import (
 from gptoss_onnx.evaluation.probe import Probe
 from gptoss_onnx.evaluation.reference import Progress, Reference, portable_graph, reference
 from gptoss_onnx.evaluation.scoring import by_group, score, worst_tokens
-from gptoss_onnx.evaluation.sensitivity import TOKENS, sensitivity
+from gptoss_onnx.evaluation.sensitivity import TOKENS, recorded, sensitivity
 from gptoss_onnx.evaluation.statistics import histogram, metrics, router_agreement
 from gptoss_onnx.evaluation.texts import Passage, Text, read_passages
 from gptoss_onnx.evaluation.units import subset
@@ -57,6 +57,8 @@ def evaluate(
     here = providers_here(Manifest.load(folder))
     package = Package.open(folder, threads=options.threads, providers=here or None)
     _same_source(package, checkpoint)
+    if options.sensitivity:
+        recorded(folder)  # what can be refused is refused before hours of work
     held_out = Text.beside(checkpoint, HELD_OUT)
     text = Text.read(options.text) if options.text else held_out
     if text is None:

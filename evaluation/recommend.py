@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_onnx.evaluation.reference import Reference
-from gptoss_onnx.graph_passes.quantization import FP32, PRESETS, Quantization
-from gptoss_onnx.runtimes.manifest import Manifest
-from gptoss_onnx.runtimes.target import Target, get_target
+from gptoss_onnx.graph_passes.quantization import FP32, Quantization
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest
+from gptoss_onnx.runtimes.target import Target, known_target
 
 # Bits a weight, scales included: MXFP4 has a byte for 32 weights, int4 a float32 a block.
 _MXFP4_BITS = 4.25
@@ -54,10 +55,20 @@ def recommend(
 def recommendation(
     package: Path, expert_format: str | None, figures: Mapping[str, Any], expected: Reference
 ) -> str | None:
-    """`recommend` for an evaluated package, by what is measured against the same reference."""
+    """`recommend` for an evaluated package, by what is measured against the same reference.
+
+    None too for a target or a preset that are not known here: what was measured stands without.
+    """
     manifest = Manifest.load(package)
+    target = known_target(manifest.target, manifest.min_runtime)
+    try:
+        where = package / MANIFEST
+        quantization = Quantization.recorded(manifest.quant, manifest.recipe, where)
+    except UserError:
+        return None
+    if target is None:
+        return None
     kept = sorted(expected.results.glob("*.json"))
     others = [json.loads(path.read_text(encoding="utf-8")) for path in kept]
-    quantization = PRESETS[manifest.quant].changed(manifest.recipe)
     same_kv = [one for one in others if one.get("kv") == figures.get("kv")]
-    return recommend(get_target(manifest.target), expert_format, quantization, [*same_kv, figures])
+    return recommend(target, expert_format, quantization, [*same_kv, figures])

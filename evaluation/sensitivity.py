@@ -31,13 +31,14 @@ from gptoss_onnx.evaluation.units import (
     with_weights,
 )
 from gptoss_onnx.export.plan import GRAPH
-from gptoss_onnx.graph_passes.quantization import PRESETS, Format
+from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.quantize_kv import kv_scale
 from gptoss_onnx.graph_passes.rounding import rounding_name
 from gptoss_onnx.graph_passes.scale_residual import RESIDUAL_SCALE, writes_residual
 from gptoss_onnx.graph_passes.weight_role import WeightRole, role_of
 from gptoss_onnx.graph_passes.weights import CHUNK_BYTES
-from gptoss_onnx.runtimes.manifest import Manifest
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest
 
 TOKENS = 2000  # that count, unless told otherwise
 KV_CHUNK = 8  # tokens: those of one feed see each other unrounded
@@ -58,8 +59,7 @@ def sensitivity(
     `expected` is the reference over `passages`.
     """
     manifest = Manifest.load(package)
-    # A recipe names every group; the preset only completes one that was cut short.
-    quantization = PRESETS[manifest.quant].changed(manifest.recipe)
+    quantization = recorded(package)
     weights = PackageWeights(package / manifest.graph, portable / GRAPH)
     groups: dict[str, dict[str, Format]] = {}
     layers: dict[str, dict[str, Format]] = {}
@@ -97,6 +97,12 @@ def sensitivity(
     return sorted(measured["group"], key=lambda row: -row["kld"]) + measured["layer"]
 
 
+def recorded(package: Path) -> Quantization:
+    """The formats of a package's weights; UserError where they are not known here."""
+    manifest = Manifest.load(package)
+    return Quantization.recorded(manifest.quant, manifest.recipe, package / MANIFEST)
+
+
 def _int8_kv(portable: Path, weights: PackageWeights, threads: int | None) -> Probe:
     """The portable graph, whose keys and values are rounded to the package's int8 between feeds."""
 
@@ -113,6 +119,7 @@ class PackageWeights:
     """A package's quantized weights as float32, by their names and shapes in the portable graph."""
 
     def __init__(self, graph: Path, portable: Path) -> None:
+        self._graph = graph
         self._values = load_graph(graph.parent, graph.name).graph.initializers
         scaled = RESIDUAL_SCALE in self._values
         self._residual = np.float32(self.array(RESIDUAL_SCALE) if scaled else 1)
@@ -141,6 +148,8 @@ class PackageWeights:
         self, packed: str, scales: str, form: Format, width: int, rows: slice
     ) -> Iterator[Float]:
         codes, steps = self.array(packed)[rows], self.array(scales)[rows]
+        if 8 * codes.nbytes != steps.size * form.block * form.bits or len(codes) != len(steps):
+            raise self._other(f"{packed} is not in {form}")
         codes = codes.reshape(-1, int(np.prod(codes.shape[steps.ndim - 1 :])))
         steps = steps.reshape(-1, steps.shape[-1])
         step = max(1, CHUNK_BYTES // (4 * width))
@@ -154,6 +163,15 @@ class PackageWeights:
         return shape.numpy()
 
     def array(self, name: str) -> NDArray[Any]:
+        """UserError where the graph has no such weight."""
+        if name not in self._values:
+            raise self._other(f"there is no {name}")
         tensor = self._values[name].const_value
         assert tensor is not None
         return tensor.numpy()
+
+    def _other(self, what: str) -> UserError:
+        return UserError(
+            f"{self._graph}: {what}, as {MANIFEST}'s quant and recipe have it; the graph is of "
+            "another version or damaged: export the package again"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptoss_onnx.graph_passes.weight_role import WeightRole
 from gptoss_onnx.runtimes.errors import UserError
@@ -81,6 +82,21 @@ class Quantization:
             raise UserError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         texts = (change.partition("=") for change in changes)
         return PRESETS[preset].changed({key: text for key, _, text in texts})
+
+    @classmethod
+    def recorded(cls, preset: str, recipe: Mapping[str, str], where: Path | str) -> Quantization:
+        """What a manifest at `where` says was done: its recipe names every group, and its preset
+        completes one that was cut short. UserError names `where` and the field."""
+        try:
+            found = PRESETS.get(preset, cls(preset, {})).changed(recipe)
+        except UserError as error:
+            raise UserError(f"{where}: recipe has {error}") from None
+        if missing := [group for group in GROUPS if group not in found.formats]:
+            raise UserError(
+                f"{where}: quant is {preset!r}, which is no preset here, and recipe does not say "
+                f"what {missing[0]} is in; update this program, or export the package again"
+            )
+        return found
 
     def changed(self, recipe: Mapping[str, str]) -> Quantization:
         """This choice with the formats of `recipe`, as `describe` writes it, over its own."""

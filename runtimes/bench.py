@@ -34,9 +34,9 @@ class Bench:
     decode_tokens_per_second: float
     peak_bytes: int | None  # resident at most, mapped weights included
     anonymous_bytes: int | None  # resident at the end and not backed by a file
-    bytes_per_token: int  # read from memory to decode one token
+    bytes_per_token: int | None  # read from memory to decode one token; None: not in the manifest
     memory_bandwidth: float  # bytes/s that these threads read, measured here
-    bandwidth_share: float  # of it that decode used
+    bandwidth_share: float | None  # of it that decode used
     machine: str
     onnxruntime: str
 
@@ -79,7 +79,7 @@ def bench(folder: Path, *, prompt_tokens: int, new_tokens: int, threads: int | N
         anonymous_bytes=anonymous,
         bytes_per_token=per_token,
         memory_bandwidth=bandwidth,
-        bandwidth_share=per_token * decode / bandwidth,
+        bandwidth_share=None if per_token is None else per_token * decode / bandwidth,
         machine=machine(),
         onnxruntime=onnxruntime.__version__,
     )
@@ -100,9 +100,16 @@ def machine() -> str:
     return f"{name}, {cores()} cores"
 
 
-def bytes_per_token(package: Package, past: int) -> int:
-    """Bytes of weights and KV cache that decoding one token reads at `past` tokens of context."""
+def bytes_per_token(package: Package, past: int) -> int | None:
+    """Bytes of weights and KV cache that decoding one token reads at `past` tokens of context.
+
+    None where the manifest does not tell: it need not.
+    """
     weights, kv = package.manifest.weights, package.manifest.kv
+    if not {"dense", "experts", "experts_per_token"} <= weights.keys() or not weights.get(
+        "num_experts"
+    ):
+        return None
     active = weights["experts"] * weights["experts_per_token"] // weights["num_experts"]
     row = 2 * row_bytes(kv.dtype, kv.num_kv_heads, kv.head_dim)  # key and value
     rows = sum(min(past, layer.window or past) for layer in kv.layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from gptoss_onnx.export.checkpoint import Checkpoint
 from gptoss_onnx.export.plan import Options, plan, summary
 from gptoss_onnx.graph_passes.quantization import GROUPS, INT4, PRESETS, Quantization, uniform
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.json_file import read_json
 from gptoss_onnx.tuning.assign import (
     Assignment,
     assign,
@@ -30,18 +30,14 @@ def read_recipe(path: Path, preset: str) -> Quantization:
     A manifest's preset is its own; a bare mapping changes `preset`. UserError for what is neither.
     """
     file = path / "manifest.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; give a recipe, a manifest or a package") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a recipe ({error}); give JSON, group to format") from None
-    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+    if not file.exists():
+        raise UserError(f"{file}: no such file; give a recipe, a manifest or a package")
+    content = read_json(file)
+    if isinstance(content.get("recipe"), dict):
         preset, content = content.get("quant", preset), content["recipe"]
-    texts = isinstance(content, dict) and all(isinstance(v, str) for v in content.values())
-    if not texts or not content or preset not in PRESETS:
+    if not content or not all(isinstance(text, str) for text in (preset, *content.values())):
         raise UserError(f'{file}: not a recipe; give JSON such as {{"{GROUPS[0]}": "int8:64"}}')
-    return PRESETS[preset].changed(content)
+    return Quantization.recorded(preset, content, file)
 
 
 def within(

@@ -170,6 +170,45 @@ def test_packages_of_another_checkpoint(
         evaluate(copy, open_checkpoint(demo), Options(), quiet)
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"quant": "int3"}, None),  # the recipe names every group
+        ({"quant": "int3", "recipe": {}}, "quant is 'int3', which is no preset here"),
+        ({"recipe": {"experts": "int3:32"}}, "recipe has 'int3:32' is not a format"),
+        ({"recipe": {"experts": "int8:32"}}, "there is no "),
+        ({"recipe": {"qkv": "int4:64"}}, "is not in int4:64"),
+    ],
+    ids=["preset", "preset alone", "format", "other bits", "other blocks"],
+)
+def test_formats_that_are_not_known_here(
+    demo: Path,
+    demo_package: DemoPackage,
+    tmp_path: Path,
+    text: Path,
+    changes: dict[str, Any],
+    line: str | None,
+) -> None:
+    """A stranger's package, or a newer one's: it is measured, and what cannot be is said."""
+    package = Path(shutil.copytree(demo_package("int4"), tmp_path / "other"))
+    manifest = json.loads((package / "manifest.json").read_text())
+    content = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+    seal(package, {**content, "target": "cpu_next", **changes})
+    asked = tmp_path / "none.jsonl"
+    lines = (demo / "evaluation/questions.jsonl").read_text(encoding="utf-8").splitlines()
+    asked.write_text(lines[0], encoding="utf-8")
+    command = ["eval", str(package), "--against", str(demo), "--text", str(text), "--json"]
+    command += ["--questions", str(asked)]
+    whole = CliRunner().invoke(main, command)
+    assert whole.exit_code == 0, whole.output
+    assert "recommendation" not in json.loads(whole.stdout)
+    if line is None:
+        return
+    result = CliRunner().invoke(main, [*command, "--sensitivity"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert line in result.stderr.splitlines()[-1]
+
+
 def test_a_text_that_is_not_there(demo: Path, demo_package: DemoPackage, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; give a text"):
         evaluate(demo_package("int4"), open_checkpoint(demo), Options(tmp_path / "no.txt"), quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,16 @@ def test_bench(demo_package: DemoPackage) -> None:
     # 2 of 8 experts; key and value of 2 heads of 64: 3 layers of 200 tokens and 3 of the window.
     expected = weights["dense"] + weights["experts"] // 4
     assert bytes_per_token(package, 200) - expected == 2 * 4 * 2 * 64 * (3 * 200 + 3 * 128)
+
+
+@pytest.mark.parametrize("weights", [{}, {"dense": 1, "experts": 1}, {"num_experts": 0}])
+def test_bench_of_a_manifest_that_says_nothing_of_weights(
+    demo_package: DemoPackage, weights: dict[str, int], tmp_path: Path
+) -> None:
+    """It need not."""
+    folder = Path(shutil.copytree(demo_package("int4"), tmp_path / "other"))
+    content = json.loads((folder / "manifest.json").read_text("utf-8"))
+    known = {**content["weights"], **weights} if "num_experts" in weights else weights
+    seal(folder, {**content, "weights": known})
+    found = bench(folder, prompt_tokens=4, new_tokens=2, threads=1)
+    assert (found.bytes_per_token, found.bandwidth_share) == (None, None)

@@ -243,6 +243,32 @@ def test_what_was_measured_otherwise_is_not_comparable(package: Path, tmp_path: 
         read([package])
 
 
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"all": 1},
+        {"all": {"kld": {"mean": 0.1, "ci": [0]}}},
+        {"text": "held_out.jsonl"},
+        {"source": None},
+        {"size_bytes": "12"},
+        {"speed": {"decode_tokens_per_second": 3}},
+        {"router_agreement": []},
+        {"generation": {"exact": {}}},
+    ],
+    ids=lambda evaluation: next(iter(evaluation)),
+)
+def test_a_report_of_another_shape_is_named(
+    package: Path, tmp_path: Path, evaluation: dict[str, Any]
+) -> None:
+    """A package's report may be anyone's, or of another version."""
+    evaluated(package)
+    other = evaluated(Path(shutil.copytree(package, tmp_path / "other")), **evaluation)
+    result = CliRunner().invoke(main, ["compare", str(package), str(other)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    (line,) = result.stderr.splitlines()
+    assert "other/report.json: evaluation is not as this version writes it" in line
+
+
 def test_bits_per_weight(demo_package: DemoPackage) -> None:
     found = {}
     for preset in ("fp32", "int8", "int4"):

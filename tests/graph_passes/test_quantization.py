@@ -86,6 +86,19 @@ def test_changes_that_are_none(preset: str, change: str, why: str) -> None:
         Quantization.parse(preset, [change])
 
 
+def test_what_a_manifest_says_was_done() -> None:
+    """With a preset that this version does not know, a recipe that names every group will do."""
+    whole = PRESETS["int8"].describe() | {"layers.1.qkv": "int4:64"}
+    for preset in ("int4", "int3"):
+        assert Quantization.recorded(preset, whole, "x").describe() == whole
+    assert Quantization.recorded("int4", {"qkv": "fp32"}, "x").of("experts") == INT4
+    del whole["lm_head"]
+    with pytest.raises(UserError, match=r"x: quant is 'int3', .* what lm_head is in"):
+        Quantization.recorded("int3", whole, "x")
+    with pytest.raises(UserError, match="x: recipe has 'int3' is not a format"):
+        Quantization.recorded("int4", {"qkv": "int3"}, "x")
+
+
 def test_a_layer_may_differ_from_its_group() -> None:
     chosen = Quantization.parse("int4", ["experts=int8", "layers.3.experts=int4:16"])
     assert [str(chosen.of("experts", n)) for n in (2, 3)] == ["int8:32", "int4:16"]

@@ -207,10 +207,23 @@ def test_a_recipe_reaches_the_graph_and_gives_the_package_back(demo: Path, tmp_p
     assert [a["block_size"].as_int() for a in qkv] == [32, 32, 32, 32, 16, 32]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"experts": 4}', '{"router": "int8"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"experts": 4}',
+        '{"router": "int8"}',
+        '{"quant": [], "recipe": {"experts": "int8"}}',
+        '{"quant": "int3", "recipe": {"experts": "int8"}}',
+        "[" * 100_000,
+    ],
+    ids=range(8),
+)
 def test_what_is_no_recipe_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"recipe\.json: "):
         read_recipe(tmp_path / "recipe.json", "int4")
     with pytest.raises(UserError, match="no such file"):
         read_recipe(tmp_path / "none.json", "int4")
