@@ -99,9 +99,9 @@ def schema() -> Mapping[str, Any]:
     return content
 
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
+def read_manifest(folder: Path | str, name: str = MANIFEST) -> dict[str, Any]:
     """A package's manifest as it stands; UserError when it is no valid one."""
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / name
     if not path.is_file():
         raise UserError(f"{path}: no such file; {folder} is not a package")
     content = read_json(path, _MOST_BYTES)

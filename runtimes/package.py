@@ -19,6 +19,7 @@ from gptoss_onnx.runtimes.harmony import Harmony, stop_ids
 from gptoss_onnx.runtimes.json_file import read_json
 from gptoss_onnx.runtimes.manifest import Manifest
 from gptoss_onnx.runtimes.package_files import check_sizes, inside, read_files
+from gptoss_onnx.runtimes.package_journal import finish
 from gptoss_onnx.runtimes.sampling import Sampling
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
@@ -76,12 +77,14 @@ class Package:
 
         `threads` computes with that many threads, None with the manifest's number or one a core.
         `graph` is the file of one of its graphs, None the one to run here (graph_choice.py).
-        Files that no application reads may be changed or gone. Hashes are not checked here
+        Files that no application reads may be changed or gone; an update of them that was killed is
+        finished (package_journal.py), and nothing else is ever written. Hashes are not checked here
         (`check_files` does): that would read every byte.
         """
         folder = Path(folder)
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}: it must be at least 1")
+        finish(folder)
         manifest = Manifest.load(folder, graph)
         if problems := check_sizes(folder, manifest, read_files(manifest)):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

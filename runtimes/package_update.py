@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,16 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.json_file import read_json
 from gptoss_onnx.runtimes.manifest import FORMAT, MANIFEST, check_manifest, read_manifest
 from gptoss_onnx.runtimes.package_files import Progress, inside, sha256
+from gptoss_onnx.runtimes.package_journal import (
+    JOURNAL,
+    REPORTS,
+    WITHOUT,
+    clear,
+    finish,
+    move,
+    remove,
+    without,
+)
 
 REPORT = "report.json"
 
@@ -42,25 +53,45 @@ def write_manifest(
     }
     made = {"format": FORMAT, **content, "files": entries}
     check_manifest(made, folder / MANIFEST)
-    _replace(folder, {MANIFEST: _text(made)})
+    _replace(folder, MANIFEST, _text(made))
 
 
 def update_files(folder: Path | str, texts: Mapping[str, str]) -> None:
-    """Write text files of a package, by name, and their hashes into its manifest.
+    """Write reports of a package, by name, and their hashes into its manifest.
 
-    All of them or, when that fails, none: UserError. Other files of the folder are left alone.
+    All of them or, when that fails, none: UserError. When the process is killed, who opens or
+    updates the package next finishes it, or nothing happened. Other files are left alone.
     """
     folder = Path(folder)
+    if others := set(texts) - REPORTS:
+        raise ValueError(f"{', '.join(sorted(others))}: reports alone are updated")
+    finish(folder)
     content = read_manifest(folder)
     data = {name: text.encode() for name, text in texts.items()}
-    with _staged(folder, data) as staged:
-        entries = {
-            name: {"size": len(data[name]), "sha256": sha256(path)} for name, path in staged.items()
-        }
-        made = {**content, "files": dict(sorted({**content["files"], **entries}.items()))}
-        check_manifest(made, folder / MANIFEST)
-        with _staged(folder, {MANIFEST: _text(made)}) as manifest:
-            _rename(folder, {**staged, **manifest})  # the manifest last
+    entries = {
+        name: {"size": len(new), "sha256": hashlib.sha256(new).hexdigest()}
+        for name, new in data.items()
+    }
+    made = {**content, "files": dict(sorted({**content["files"], **entries}.items()))}
+    check_manifest(made, folder / MANIFEST)
+    with _changing(folder):
+        clear(folder)
+        with _kept(folder, [*texts, MANIFEST]) as old:
+            staged = {WITHOUT: _text(without(content, set(texts))), **data, MANIFEST: _text(made)}
+            place = Path(tempfile.mkdtemp(prefix=f"{JOURNAL}.", dir=folder))
+            try:
+                for name, new in staged.items():
+                    mode = _mode(folder / (MANIFEST if name == WITHOUT else name))
+                    _write(place / name, new, mode)
+                sync_folder(place)
+                os.replace(place, folder / JOURNAL)
+                sync_folder(folder)
+                move(folder)
+            except BaseException:
+                remove(place)
+                remove(folder / JOURNAL)
+                _restore(folder, [*texts, MANIFEST], old)
+                raise
 
 
 def write_report(folder: Path | str, figures: Mapping[str, Any]) -> None:
@@ -70,6 +101,7 @@ def write_report(folder: Path | str, figures: Mapping[str, Any]) -> None:
 
 def read_report(folder: Path | str) -> dict[str, Any]:
     """A package's report.json; empty where there is none."""
+    finish(Path(folder))
     report = Path(folder) / REPORT
     if not report.is_file() or not inside(Path(folder), report):
         return {}
@@ -80,35 +112,41 @@ def _text(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _replace(folder: Path, data: Mapping[str, bytes]) -> None:
-    with _staged(folder, data) as staged:
-        _rename(folder, staged)
+def _replace(folder: Path, name: str, content: bytes) -> None:
+    """Under a name nobody can foresee until it is complete and on the disk.
+
+    A stranger's package may have links where one would write.
+    """
+    with _changing(folder), _kept(folder, [name]) as old:
+        descriptor, made = tempfile.mkstemp(prefix=f"{JOURNAL}.", dir=folder)
+        os.close(descriptor)
+        path = Path(made)
+        try:
+            _write(path, content, _mode(folder / name))
+            os.replace(path, folder / name)
+            sync_folder(folder)
+        except BaseException:
+            remove(path)
+            _restore(folder, [name], old)
+            raise
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    path.chmod(mode)
 
 
 @contextmanager
-def _staged(folder: Path, data: Mapping[str, bytes]) -> Iterator[dict[str, Path]]:
-    """Files of new content beside those they will replace: complete, and on the disk.
-
-    Under names nobody can foresee: a stranger's package may have links where one would write.
-    """
-    made: dict[str, Path] = {}
+def _changing(folder: Path) -> Iterator[None]:
     try:
-        for name, content in data.items():
-            descriptor, path = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-            made[name] = Path(path)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(descriptor)
-            made[name].chmod(_mode(folder / name))
-        yield made
+        yield
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); nothing was changed"
         ) from error
-    finally:
-        for file in made.values():
-            file.unlink(missing_ok=True)
 
 
 def _mode(old: Path) -> int:
@@ -120,26 +158,21 @@ def _mode(old: Path) -> int:
     return 0o666 & ~mask
 
 
-def _rename(folder: Path, staged: Mapping[str, Path]) -> None:
-    """Give staged files their names; when one cannot have its own, all have their old content."""
-    with _kept(folder, staged) as old:
-        try:
-            for name, path in staged.items():
-                os.replace(path, folder / name)
-            sync_folder(folder)
-        except BaseException:
-            for name in staged:
-                if name in old:
-                    os.replace(old[name], folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-            raise
+def _restore(folder: Path, names: Iterable[str], old: Mapping[str, Path]) -> None:
+    for name in names:
+        if name in old:
+            os.replace(old[name], folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
 def _kept(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Path]]:
     """Copies of the files of these names that there are, links as links, for the time being."""
-    with tempfile.TemporaryDirectory(prefix=".old.", dir=folder) as place:
+    prefix = f"{JOURNAL}.old."
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, dir=folder, ignore_cleanup_errors=True
+    ) as place:
         old = {name: Path(place, name) for name in names if os.path.lexists(folder / name)}
         for name, path in old.items():
             shutil.copy2(folder / name, path, follow_symlinks=False)

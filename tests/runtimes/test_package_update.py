@@ -17,6 +17,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.package_files import check_files
+from gptoss_onnx.runtimes.package_journal import JOURNAL
 from gptoss_onnx.runtimes.package_update import update_files, write_manifest, write_report
 from tests.conftest import seal
 
@@ -119,16 +120,20 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 TEXTS = {REPORT: '{"parity": 1}', "README.md": "new", "report.html": "<p>"}
 
 
-@pytest.mark.parametrize("call", range(1, 6))
-@pytest.mark.parametrize("name", ["fsync", "replace", "fdopen"])
+# Three files and two manifests are written and synced, and their folder; it gets its name, they get
+# theirs, and the package's folder is synced after the first, before the last and at the end.
+CALLS = {"fsync": 9, "replace": 6, "mkdir": 2, "rmdir": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [(n, call) for n, most in CALLS.items() for call in range(1, most + 2)]
+)
 def test_a_disk_that_is_full_changes_nothing(
     copy: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
 ) -> None:
-    """At whichever call: three files and a manifest are written and synced, then renamed."""
     before = contents(copy)
-    calls = {"fsync": 5, "replace": 4, "fdopen": 4}[name]  # the fifth is the folder's
     monkeypatch.setattr(package_update.os, name, fails_at(call, getattr(os, name), FULL))
-    if call > calls:
+    if call > CALLS[name]:
         update_files(copy, TEXTS)
         return
     with pytest.raises(UserError, match=r"No space left on device.*nothing was changed") as raised:
@@ -142,7 +147,7 @@ def test_an_interruption_between_two_names_changes_nothing(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(copy)
-    for call in (2, 3, 4):
+    for call in range(1, 7):
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fails_at(call, os.replace, KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
@@ -171,7 +176,8 @@ def test_bytes_are_on_the_disk_before_they_have_a_name(
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     update_files(copy, TEXTS)
-    assert named == [*TEXTS, MANIFEST]  # every file by a rename, the manifest last
+    # All of it by one rename; then every file by its own, the manifest last.
+    assert named == [JOURNAL, MANIFEST, *sorted(TEXTS), MANIFEST]
     assert copy.stat().st_ino in synced  # and then the names
     synced.clear()
     seal(copy)
