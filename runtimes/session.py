@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.kv_cache import KV_DTYPES, AppendedCache, Array, KvBuffer, make_buffer
@@ -25,6 +26,8 @@ WINDOW_SLACK = 0.25
 SNAPSHOTS = 4  # of 8 MB each at 20B's sizes
 
 Floats = NDArray[np.float32]
+# NumPy's and the host's, and what ONNX Runtime raises where a device has no room.
+_NO_MEMORY = (MemoryError, RuntimeError, RuntimeException, Fail)
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,8 @@ class Session:
         self._capacity = min(max_length or FIRST_CAPACITY, self.max_length)
         try:
             self._buffers = self._make_buffers()
-        except MemoryError as error:
-            where = f"{package.folder}: the KV cache of {batch} x {self._capacity} tokens"
-            raise UserError(f"{where} does not fit into memory") from error
+        except _NO_MEMORY as error:
+            raise self._no_room(self._capacity) from error
         self._windowed = [buffer for buffer in self._buffers if buffer.window is not None]
         self._appended = [b for b in self._buffers if isinstance(b, AppendedCache)]
         for buffer in self._buffers:
@@ -127,7 +129,8 @@ class Session:
 
         Returns the logits [B, V] after each sequence's last token: a view that the next call
         overwrites; garbage for a row that got no token. UserError beyond `max_length`, for an id
-        outside the vocabulary, and where no row has a token: nothing has changed then. When the run
+        outside the vocabulary, where no row has a token, and where the KV cache cannot grow for
+        want of memory: nothing has changed then. When the run
         fails or is terminated, what is left is the longest intact prefix (`length`); of a batch
         everything or nothing.
         """
@@ -151,7 +154,10 @@ class Session:
                 "start a new one, or shorten the conversation"
             )
         if end > self._capacity:
-            self._grow(end)
+            try:
+                self._grow(end)
+            except _NO_MEMORY as error:
+                raise self._no_room(end) from error
         if self._ids.shape[1] != size:
             self._bind_chunk(size)
         for row, tokens in enumerate(rows):
@@ -176,6 +182,12 @@ class Session:
             return self._logits[:, 0]
         last = [max(len(tokens) - 1, 0) for tokens in rows]
         return self._logits[np.arange(self.batch), last]
+
+    def _no_room(self, tokens: int) -> UserError:
+        return UserError(
+            f"{self.package.folder}: the KV cache of {self.batch} x {tokens} tokens does not fit "
+            "into memory"
+        )
 
     def _grow(self, needed: int) -> None:
         capacity = min(max(2 * self._capacity, needed), self.max_length)

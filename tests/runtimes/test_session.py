@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
+from gptoss_onnx.runtimes import kv_cache
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.session import FIRST_CAPACITY, SNAPSHOTS, Session
@@ -312,3 +315,40 @@ def test_rows_of_different_lengths_need_padded_batches(package: Package, prompt:
     with pytest.raises(UserError, match=r"same number of tokens for every row.* session for each"):
         session.feed([ids, ids[:3]])
     assert session.length == 8
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize(
+    "error", [MemoryError("std::bad_alloc"), RuntimeException("CUDA failure 2: out of memory")]
+)
+def test_a_cache_that_cannot_grow_leaves_the_session_as_it_was(
+    any_package: Package,
+    prompt: Prompt,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    at: int,
+) -> None:
+    """At the first buffer or between two; the session goes on once there is room again."""
+    ids = prompt(FIRST_CAPACITY + 40)
+    session, calls = Session(any_package), 0
+    feed(session, ids[:FIRST_CAPACITY], 64)
+    original = kv_cache._grown
+
+    def grown(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at % 2 + 1:
+            raise error
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_cache, "_grown", grown)
+        with pytest.raises(UserError, match=r"KV cache of 1 x 296 tokens does not fit") as raised:
+            session.feed([ids[FIRST_CAPACITY:]])
+        assert "\n" not in str(raised.value) and calls
+        assert (session.length, list(session.tokens)) == (FIRST_CAPACITY, ids[:FIRST_CAPACITY])
+    wanted = feed(Session(any_package), ids, len(ids))
+    if at == 2:  # rewound first, with what grew
+        session.rewind(FIRST_CAPACITY - 1)
+        session.feed([ids[FIRST_CAPACITY - 1 : FIRST_CAPACITY]])
+    assert np.abs(session.feed([ids[FIRST_CAPACITY:]]) - wanted[-1]).max() < TOLERANCE
