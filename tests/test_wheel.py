@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow
 
 # Folders and files that a user may have where the command runs.
 NAMESAKES = ("cli.py", *(f"{n}/__init__.py" for n in ("export", "evaluation", "runtimes")))
+ROOMS = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile")
+NO_ROOMS = {"benchmarks", "demo", "tests", "examples"}  # of the repository alone
+OTHER_LANGUAGES = ("runtimes/javascript/", "mobile/android/", "mobile/ios/")
 TALK = """
 from gptoss_onnx import Chat, Package
 events = Chat(Package.open({package!r})).send("What does os.path.join do?")
@@ -40,16 +43,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_one_import_name(wheel: Path) -> None:
+def test_one_import_name_holds_every_module_and_what_they_read(wheel: Path) -> None:
+    """A room, a module or a data file that pyproject.toml does not name is missed here."""
     with ZipFile(wheel) as archive:
-        names = archive.namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"gptoss_onnx"}
-    rooms = {name.split("/")[1] for name in names if name.count("/") > 1}
-    assert {"export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile"} <= rooms
-    assert "gptoss_onnx/py.typed" in names
-    assert "gptoss_onnx/evaluation/templates/report.html" in names
-    sources = {f"gptoss_onnx/{path.relative_to(ROOT)}" for path in ROOT.glob("runtimes/**/*.py")}
-    assert {name for name in sources if "node_modules" not in name} <= set(names)
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", *ROOMS, "gptoss_onnx"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    files = {name for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    ours = {name for name in files if not name.startswith(OTHER_LANGUAGES) and name[-3:] != ".md"}
+    assert names == {f"gptoss_onnx/{name.removeprefix('gptoss_onnx/')}" for name in ours}
+
+
+def test_every_folder_of_modules_is_a_room() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found - NO_ROOMS == {*ROOMS, "gptoss_onnx"}
 
 
 def test_it_chats_in_a_clean_environment_beside_namesakes(
