@@ -19,7 +19,10 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. The defaults sample from the model's own distribution.
+    """How tokens are chosen: all of it, so the defaults sample from the model's own distribution.
+
+    `Package.sampling_with(repetition_penalty=1.1)` changes the package's own instead: where that
+    is greedy, a penalty leaves it so, as in transformers.
 
     `temperature` 0 or `do_sample` False is greedy; `top_k` 0 or -1, `top_p` 1, `min_p` 0 and
     `repetition_penalty` 1 are off; `seed` None is a new one each time. UserError for a value of

@@ -64,3 +64,10 @@ def test_stop_ids() -> None:
     assert stop_ids({"eos_token_id": None}, FILE) is None
     assert stop_ids({"eos_token_id": 0}, FILE) == {0}
     assert stop_ids({"eos_token_id": [7, 9.0]}, FILE) == {7, 9}
+
+
+@pytest.mark.parametrize("content", [{}, {"do_sample": False, "temperature": 0.7}])
+def test_a_penalty_or_a_seed_leaves_greedy_what_is(content: dict[str, Any]) -> None:
+    """As in transformers, where a penalty is no sampling: so for callers of the API too."""
+    assert sampling(content, "x", repetition_penalty=1.1, seed=3).greedy
+    assert not sampling({**content, "do_sample": True}, "x", repetition_penalty=1.1).greedy

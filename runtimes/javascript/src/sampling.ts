@@ -3,7 +3,9 @@ import { type Check, object, value, whole } from "./checks.js";
 import { UserError } from "./errors.js";
 
 /**
- * How tokens are chosen. The defaults sample from the model's own distribution.
+ * How tokens are chosen: all of it, so the defaults sample from the model's own distribution.
+ * `{ ...model.sampling, repetitionPenalty: 1.1 }` changes the package's own instead: where that is
+ * greedy, a penalty leaves it so, as in transformers.
  *
  * `temperature` 0 or `doSample` false is greedy; `topK` 0 or -1, `topP` 1, `minP` 0 and
  * `repetitionPenalty` 1 are off; without `seed` it is a new one each time.

@@ -1,6 +1,8 @@
 import Foundation
 
 /// How tokens are chosen; temperature 0 or `doSample` false is greedy, topK 0, topP 1, minP 0 off.
+/// It is all of it, and samples by default: a copy of the opened package's `sampling` with
+/// a penalty of its own leaves greedy what is.
 public struct Sampling {
     public var temperature = 1.0
     public var topK = 0

@@ -5,7 +5,11 @@ import java.util.PriorityQueue
 import kotlin.math.exp
 import kotlin.math.min
 
-/** How tokens are chosen; temperature 0 or `doSample` false is greedy, topK 0, topP 1, minP 0 off. */
+/**
+ * How tokens are chosen; temperature 0 or `doSample` false is greedy, topK 0, topP 1, minP 0 off.
+ * It is all of it, and samples by default: `sampling.copy(repetitionPenalty = 1.1)` of the opened package changes
+ * its own, and leaves greedy what is.
+ */
 data class Sampling(
     val temperature: Double = 1.0,
     val topK: Int = 0,
