@@ -301,6 +301,18 @@ REPLIES: dict[str, tuple[str, list[Message]]] = {
         [reply("Hi"), reply("Hm", "analysis")],
     ),
     "unknown channel, cut off": ("<|channel|>musing<|message|>Hm", [reply("Hm", "analysis")]),
+    "a channel's name in an unknown one's text, then an answer": (
+        f"<|channel|>We need final<|message|>x<|end|>{FINAL}",
+        [reply("x", "analysis"), reply("Hi")],
+    ),
+    "a channel's name behind an unknown one, then an answer": (
+        f"<|channel|>musing commentary<|message|>x<|end|>{FINAL}",
+        [reply("x", "analysis"), reply("Hi")],
+    ),
+    "a channel's name behind words, without its mark": (
+        f" and so analysis<|message|>x<|end|>{FINAL}",
+        [reply("x", "analysis"), reply("Hi")],
+    ),
     "two channels": (
         "<|channel|>analysis<|channel|>final<|message|>Hi<|end|>",
         [reply("Hi", "analysis")],
