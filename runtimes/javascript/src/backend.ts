@@ -3,9 +3,17 @@ import type { OnnxValue, Tensor, TensorConstructor } from "onnxruntime-common";
 
 import type { KvDtype } from "./manifest.js";
 
+/** What a graph says of an input or output. */
+export interface ValueInfo {
+  readonly name: string;
+  readonly type?: string | number;
+  /** A name or -1 where it leaves a length open. */
+  readonly shape?: readonly (string | number)[];
+}
+
 export interface Graph {
-  readonly inputNames: readonly string[];
-  readonly outputNames: readonly string[];
+  readonly inputMetadata: readonly ValueInfo[];
+  readonly outputMetadata: readonly ValueInfo[];
   run(
     feeds: Record<string, Tensor>,
     fetches: Record<string, Tensor | null>,

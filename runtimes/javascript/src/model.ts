@@ -2,6 +2,7 @@
 import type { Backend } from "./backend.js";
 import { type ChatOptions, Conversation, Reply, events } from "./chat.js";
 import { UserError } from "./errors.js";
+import { checkGraph } from "./graph_contract.js";
 import { type GenerateOptions, Generation } from "./generation.js";
 import { GENERATION_CONFIG, samplingFromConfig, stopIdsFromConfig } from "./generation_config.js";
 import { Harmony, type Message, stopIds } from "./harmony.js";
@@ -60,6 +61,7 @@ export class Model {
     texts: PackageTexts,
     backend: Backend,
   ) {
+    checkGraph(backend.graph, manifest);
     [this.manifest, this.tokenizer] = [manifest, tokenizer];
     this.#generationConfig = parseObject(texts.generationConfig ?? "{}", GENERATION_CONFIG);
     const config = parseObject(texts.config ?? "{}", "config.json");

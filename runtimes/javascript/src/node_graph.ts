@@ -12,7 +12,7 @@ import { createRequire } from "node:module";
 
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 
-import type { Graph } from "./backend.js";
+import type { Graph, ValueInfo } from "./backend.js";
 
 export type Ort = typeof import("onnxruntime-common");
 type Tensors = Record<string, Tensor | null>;
@@ -25,8 +25,8 @@ interface Internals {
       loadModel(path: string, options: object): void;
       run(feeds: Tensors, fetches: Tensors): unknown;
       dispose(): void;
-      inputMetadata: { name: string }[];
-      outputMetadata: { name: string }[];
+      inputMetadata: ValueInfo[];
+      outputMetadata: ValueInfo[];
     };
     [STATE]?: State;
   };
@@ -81,8 +81,8 @@ function setUp(): Internals | undefined {
 }
 
 class DirectGraph implements Graph {
-  readonly inputNames: readonly string[];
-  readonly outputNames: readonly string[];
+  readonly inputMetadata: readonly ValueInfo[];
+  readonly outputMetadata: readonly ValueInfo[];
   readonly #session: InstanceType<Internals["binding"]["InferenceSession"]>;
   readonly #state: State;
   #waited = 0;
@@ -91,8 +91,7 @@ class DirectGraph implements Graph {
     this.#state = binding[STATE] as State;
     this.#session = new binding.InferenceSession();
     this.#session.loadModel(path, options);
-    this.inputNames = this.#session.inputMetadata.map((input) => input.name);
-    this.outputNames = this.#session.outputMetadata.map((output) => output.name);
+    ({ inputMetadata: this.inputMetadata, outputMetadata: this.outputMetadata } = this.#session);
   }
 
   /** Every one of `fetches` must be a tensor: what is null gets lost. */

@@ -1,7 +1,7 @@
 /** onnxruntime-web's sessions as backends. */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 
-import { type Backend, type Graph, HostKv } from "./backend.js";
+import { type Backend, type Graph, HostKv, type ValueInfo } from "./backend.js";
 import { GpuKv } from "./gpu.js";
 import { type Experts, gpuChunk } from "./gpu_chunk.js";
 import type { GraphFiles } from "./package_files.js";
@@ -62,15 +62,15 @@ export function wasmBackend(ort: Ort, session: InferenceSession, reason?: string
 
 /** A session one run at a time: the runtime refuses a second one. */
 class Serial implements Graph {
-  readonly inputNames: readonly string[];
-  readonly outputNames: readonly string[];
+  readonly inputMetadata: readonly ValueInfo[];
+  readonly outputMetadata: readonly ValueInfo[];
   readonly #session: InferenceSession;
   readonly #after: () => Promise<void>;
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(session: InferenceSession, after: () => Promise<void>) {
     [this.#session, this.#after] = [session, after];
-    [this.inputNames, this.outputNames] = [session.inputNames, session.outputNames];
+    ({ inputMetadata: this.inputMetadata, outputMetadata: this.outputMetadata } = session);
   }
 
   run(...[feeds, fetches]: Parameters<Graph["run"]>): ReturnType<Graph["run"]> {

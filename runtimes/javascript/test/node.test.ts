@@ -453,6 +453,19 @@ describe("what cannot be used says why in one line", () => {
       () => manifest((m) => (m.graph = "../model.onnx")),
       /manifest\.json: graph is "\.\.\/model\.onnx": it must be/,
     ],
+    ...(
+      [
+        ["another head size", (m) => (m.kv.head_dim = 65), "kv.head_dim is 65, but model.onnx has 64"],
+        ["more heads", (m) => (m.kv.num_kv_heads = 99), "kv.num_kv_heads is 99, but model.onnx has 2"],
+        ["a layer fewer", (m) => m.kv.layers.pop(), "the number of kv.layers is 5, but model.onnx has 6"],
+        ["more tokens", (m) => (m.vocab_size = 5000), "vocab_size is 5000, but model.onnx has 4096"],
+        ["float16 KV", (m) => (m.kv.dtype = "float16"), "kv.dtype is float16, but model.onnx has"],
+      ] as [string, (manifest: any) => void, string][]
+    ).map(([name, change, told]): [string, () => string, RegExp] => [
+      name,
+      () => manifest(change),
+      new RegExp(`^manifest\\.json: ${told}.*; export or copy the package again$`),
+    ]),
     [
       "a setting that writes a file",
       () => manifest((m) => (m.session.optimized_model_filepath = "/tmp/x.onnx")),

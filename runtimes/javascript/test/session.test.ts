@@ -40,8 +40,8 @@ beforeAll(async () => {
     ort.InferenceSession.create(path, options) as unknown as Promise<Graph>,
   ]);
   const failing = (inner: Graph): Graph => ({
-    inputNames: inner.inputNames,
-    outputNames: inner.outputNames,
+    inputMetadata: inner.inputMetadata,
+    outputMetadata: inner.outputMetadata,
     release: () => inner.release(),
     // The worst of failures: all that it would write is written.
     run: async (...given) => {

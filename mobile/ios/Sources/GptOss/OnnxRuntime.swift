@@ -58,6 +58,14 @@ final class Tensor {
     deinit { api.ReleaseValue(value) }
 }
 
+/// What a graph says of one of its tensors.
+struct TensorInfo {
+    /// int8 or float32; another one's number is ONNX Runtime's.
+    let type: String
+    /// -1 where the graph leaves a length open.
+    let shape: [Int]
+}
+
 /// A loaded graph.
 final class Graph {
     let api: OrtApi
@@ -80,6 +88,60 @@ final class Graph {
             try OnnxRuntime.call(api.AddSessionConfigEntry(options, name, value))
         }
         try OnnxRuntime.call(api.CreateSession(environment, file.path, options, &session))
+    }
+
+    func inputs() throws -> [String: TensorInfo] {
+        try tensors(api.SessionGetInputCount, api.SessionGetInputName, api.SessionGetInputTypeInfo)
+    }
+
+    func outputs() throws -> [String: TensorInfo] {
+        try tensors(api.SessionGetOutputCount, api.SessionGetOutputName, api.SessionGetOutputTypeInfo)
+    }
+
+    private typealias Allocator = UnsafeMutablePointer<OrtAllocator>
+
+    private func tensors(
+        _ count: (OpaquePointer?, UnsafeMutablePointer<Int>?) -> OrtStatusPtr?,
+        _ name: (OpaquePointer?, Int, Allocator?, UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>?) -> OrtStatusPtr?,
+        _ info: (OpaquePointer?, Int, UnsafeMutablePointer<OpaquePointer?>?) -> OrtStatusPtr?
+    ) throws -> [String: TensorInfo] {
+        var total = 0
+        var allocator: Allocator?
+        try OnnxRuntime.call(count(session, &total))
+        try OnnxRuntime.call(api.GetAllocatorWithDefaultOptions(&allocator))
+        var found: [String: TensorInfo] = [:]
+        for place in 0..<total {
+            var text: UnsafeMutablePointer<CChar>?
+            try OnnxRuntime.call(name(session, place, allocator, &text))
+            defer { api.ReleaseStatus(api.AllocatorFree(allocator, text)) }
+            var told: OpaquePointer?
+            try OnnxRuntime.call(info(session, place, &told))
+            defer { api.ReleaseTypeInfo(told) }
+            if let text { found[String(cString: text)] = try tensor(told) }
+        }
+        return found
+    }
+
+    private func named(_ type: ONNXTensorElementDataType) -> String {
+        switch type {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: "int8"
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: "float32"
+        default: "type \(type.rawValue)"
+        }
+    }
+
+    /// nil for what is no tensor.
+    private func tensor(_ told: OpaquePointer?) throws -> TensorInfo? {
+        var info: OpaquePointer?  // a view of what is told
+        try OnnxRuntime.call(api.CastTypeInfoToTensorInfo(told, &info))
+        guard info != nil else { return nil }
+        var type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED
+        var dimensions = 0
+        try OnnxRuntime.call(api.GetTensorElementType(info, &type))
+        try OnnxRuntime.call(api.GetDimensionsCount(info, &dimensions))
+        var shape = [Int64](repeating: 0, count: dimensions)
+        try OnnxRuntime.call(api.GetDimensions(info, &shape, dimensions))
+        return TensorInfo(type: named(type), shape: shape.map(Int.init))
     }
 
     /// Runs it; `outputs` are written in place. Gives the last `count` floats of `logits`.
