@@ -15,11 +15,11 @@ from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.graph_passes.attention_spec import kv_windows
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format, Quantization
 from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.session import SNAPSHOTS, windowed_rows
 from gptoss_onnx.runtimes.target import Target
 
 CHUNK = 64  # tokens of a prompt that the apps feed at once
 CONTEXT = 4096  # tokens of the longest conversation, as the apps start one
-SLACK = CHUNK - 1  # rows a windowed KV buffer has beyond its window
 RUNTIME = 16 << 20  # the session, its nodes and threads; the library itself is mapped
 _FLOAT = 4
 _PACKED_BLOCK = 8  # bytes a block of codes takes in packed form beside the codes: scale and sum
@@ -35,7 +35,7 @@ class MemoryPlan:
     file_format: str  # "onnx" | "ort"
     weights: int  # of the files
     packed: int
-    kv_fixed: int  # windowed layers, whatever the context
+    kv_fixed: int  # windowed layers and their snapshots, whatever the context
     kv_per_token: int
     arena: int
 
@@ -90,7 +90,7 @@ def memory_plan(
         file_format=file_format,
         weights=weights,
         packed=packed,
-        kv_fixed=row * sum(kept + SLACK for kept in windows),
+        kv_fixed=row * sum(map(windowed_rows, windows)) * (1 + SNAPSHOTS),
         kv_per_token=(spec.num_layers - len(windows)) * row,
         arena=_arena(spec, target, context),
     )

@@ -30,6 +30,11 @@ Floats = NDArray[np.float32]
 _NO_MEMORY = (MemoryError, RuntimeError, RuntimeException, Fail)
 
 
+def windowed_rows(window: int) -> int:
+    """Rows of a windowed layer's buffer, and at most of its snapshot."""
+    return int(window * (1 + WINDOW_SLACK))
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """The windowed layers' rows after `length` tokens: one array [kv_heads, L, D] a buffer."""
@@ -85,7 +90,7 @@ class Session:
         buffers = []
         for index, layer in enumerate(kv.layers):
             window = layer.kept
-            rows = int(window * (1 + WINDOW_SLACK)) if window else self._capacity
+            rows = windowed_rows(window) if window else self._capacity
             shape = (self.batch, kv.num_kv_heads, rows, kv.head_dim)
             for part in ("key", "value"):
                 names = f"past_key_values.{index}.{part}", f"present.{index}.{part}"

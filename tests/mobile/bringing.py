@@ -19,7 +19,7 @@ from gptoss_onnx.runtimes.manifest import check_manifest
 from tests.mobile.package_server import PackageServer, serve
 
 # What each language's core is held to, with a package: fewer would be vectors that it passed over.
-COMPARISONS = 2892
+COMPARISONS = 3491
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,27 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no graph": ({"graph": "other.ort"}, "manifest.json: graph is other.ort: it must be among "),
     "float16": ({"kv": {"dtype": "float16"}}, "manifest.json: model.ort has a KV cache of float16"),
     "not in place": ({"kv": {"in_place": False}}, "manifest.json: model.ort makes its KV cache "),
+    # What the graph contradicts, which only its own inputs and outputs say.
+    "another head size": (
+        {"kv": {"head_dim": 65}},
+        "manifest.json: kv.head_dim is 65, but model.ort has 64: get the package again",
+    ),
+    "more heads": (
+        {"kv": {"num_kv_heads": 99}},
+        "manifest.json: kv.num_kv_heads is 99, but model.ort has 2: get ",
+    ),
+    "float KV": (
+        {"kv": {"dtype": "float32"}},
+        "manifest.json: kv.dtype is float32, but model.ort has int8: get ",
+    ),
+    "a layer fewer": (
+        {"kv": {"layers": [{"windowed": False, "window": None}] * 5}},
+        "manifest.json: the number of kv.layers is 5, but model.ort has 6: get ",
+    ),
+    "more tokens": (
+        {"vocab_size": 5000},
+        "manifest.json: vocab_size is 5000, but model.ort has 4096: get ",
+    ),
     "no sizes": ({"files": {"model.ort": 1}}, "manifest.json: files.model.ort is 1: it must be "),
     "a file written": (
         {"session": {**CPU, "optimized_model_filepath": "/tmp/x.onnx"}},

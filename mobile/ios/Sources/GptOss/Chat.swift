@@ -37,14 +37,15 @@ public final class Model {
         let file = folder.appendingPathComponent(manifest.graph)
         let session = manifest.session
         graph = try naming(manifest.graph) { try Graph(file, threads: threads, config: session) }
+        try checkGraph(graph, manifest)
     }
 
-    /// A new conversation with room for `maxLength` tokens in all.
+    /// A new conversation with room for `maxLength` tokens in all; UserError where the package has fewer.
     public func chat(
-        system: SystemPrompt, instructions: String? = nil, maxLength: Int = 4096,
+        system: SystemPrompt, instructions: String? = nil, maxLength: Int? = nil,
         sampling: Sampling? = nil
     ) throws -> Chat {
-        let length = min(maxLength, manifest.contextLength)
+        let length = maxLength ?? min(4096, manifest.contextLength)
         let session = try Session(graph, manifest, maxLength: length)
         return Chat(self, session, system, instructions, sampling ?? self.sampling)
     }

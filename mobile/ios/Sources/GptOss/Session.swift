@@ -1,39 +1,49 @@
-import COnnxRuntime
-
 /// Prompt tokens that a run takes: the memory plan counts with as many.
 package let chunkSize = 64
 
-/// A graph with its KV cache, for one sequence of at most `maxLength` tokens.
-///
-/// Past and present are one buffer, so a run writes in place. A sliding layer's holds its window
-/// and what a chunk adds.
+/// How many are kept; the memory plan counts with as many.
+private let mostSnapshots = 4
+
+/// A graph with its KV cache: the running state of one sequence of at most `maxLength` tokens, which is
+/// allocated at once. Not for several threads at a time.
 package final class Session {
     let maxLength: Int
+    /// Tokens that the KV cache holds.
+    package private(set) var tokens: [Int] = []
     private let graph: Graph
     private let manifest: Manifest
-    private var caches: [(name: String, windowed: Bool, rows: Int, tensor: Tensor)] = []
-    package private(set) var tokens: [Int] = []
-    private var saved: (tokens: [Int], rows: [[UInt8]])?  // of the first of `tokens`, always
+    private let buffers: [KvBuffer]
+    private let windowed: [KvBuffer]
+    /// The windowed layers' rows after `length` tokens; by length.
+    private var snapshots: [(length: Int, rows: [[UInt8]])] = []
 
     /// For checks: called after the graph has run; what it throws is a run that failed half-way.
     package var ran: () throws -> Void = {}
 
+    /// UserError where the package has no such length.
     init(_ graph: Graph, _ manifest: Manifest, maxLength: Int) throws {
+        let most = manifest.contextLength
+        guard maxLength > 1, maxLength <= most else {
+            throw UserError("maxLength is \(maxLength): it must be from 2 to the package's context length, \(most)")
+        }
         (self.graph, self.manifest, self.maxLength) = (graph, manifest, maxLength)
-        let type = manifest.int8Kv ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-        for (layer, window) in manifest.windows.enumerated() {
-            for part in ["key", "value"] {
-                let rows = window.map { $0 + chunkSize - 1 } ?? maxLength
-                let shape = [1, manifest.kvHeads, rows, manifest.headDim]
-                let buffer = Buffer(count: shape.reduce(manifest.int8Kv ? 1 : 4, *))
-                let tensor = try Tensor(graph.api, buffer, type, shape)
-                caches.append(("\(layer).\(part)", window != nil, rows, tensor))
+        buffers = try manifest.windows.enumerated().flatMap { layer, window in
+            try ["key", "value"].map {
+                try KvBuffer(graph.api, "\(layer).\($0)", window: window, maxLength: maxLength, manifest)
             }
         }
+        windowed = buffers.filter { $0.window != nil }
     }
 
+    /// Tokens at the start that windowed layers no longer have rows of.
+    package var evicted: Int { windowed.first?.firstPosition(tokens.count) ?? 0 }
+
+    /// Forgets everything; the buffers stay.
+    package func reset() { cut(0) }
+
     /// Feeds tokens; the logits after the last. UserError beyond `maxLength`, for an id outside the
-    /// vocabulary and for no token: nothing has changed then. A run that fails leaves `tokens`.
+    /// vocabulary and for no token: nothing has changed then. When the run fails, what is left is the
+    /// longest intact prefix.
     package func feed(_ more: [Int]) throws -> [Float] {
         try check(more, "the tokens")
         guard !more.isEmpty else { throw UserError("no token is fed: feed at least one") }
@@ -44,9 +54,9 @@ package final class Session {
         var inputs = ["input_ids": try Tensor(graph.api, more)]
         inputs["attention_mask"] = try Tensor(graph.api, Array(repeating: 1, count: end))
         var outputs: [String: Tensor] = [:]
-        for cache in caches {
-            inputs["past_key_values.\(cache.name)"] = cache.tensor
-            outputs["present.\(cache.name)"] = cache.tensor
+        for buffer in buffers {
+            inputs["past_key_values.\(buffer.name)"] = buffer.tensor
+            outputs["present.\(buffer.name)"] = buffer.tensor
         }
         do {
             let logits = try graph.run(inputs, outputs, logits: manifest.vocabSize)
@@ -54,8 +64,8 @@ package final class Session {
             tokens += more
             return logits
         } catch {
-            // A sliding layer that had no room for them may have moved its rows.
-            if caches.contains(where: { $0.windowed && end > $0.rows }) { restore() }
+            // Nothing was lost unless a windowed layer may have moved its rows.
+            if !sameRows(end, tokens.count) { restore(tokens.count) }
             throw error
         }
     }
@@ -68,27 +78,52 @@ package final class Session {
                 + "ids from 0 to \(size - 1)")
     }
 
-    /// Make the present length one that `reuse` can come back to.
+    /// Makes the present length one that `rewind` can come back to exactly.
     package func snapshot() {
-        saved = (tokens, caches.filter(\.windowed).map { Array($0.tensor.buffer.bytes) })
-    }
-
-    /// Back to the snapshot, or to nothing.
-    private func restore() {
-        for (cache, rows) in zip(caches.filter(\.windowed), saved?.rows ?? []) {
-            cache.tensor.buffer.bytes.copyBytes(from: rows)
+        if windowed.isEmpty { return }
+        if snapshots.count == mostSnapshots {  // those stay that spare most tokens from being fed again
+            let lengths = [0] + snapshots.map(\.length)
+            let spared = zip(lengths.dropFirst(), lengths).map { $0 - $1 }
+            snapshots.remove(at: spared.indices.min { spared[$0] < spared[$1] } ?? 0)
         }
-        tokens = saved?.tokens ?? []
+        snapshots.append((tokens.count, windowed.map { $0.read(tokens.count) }))
     }
 
-    /// Keeps what the cache has in common with `prompt`; how many tokens need no feeding. UserError as in `feed`.
+    /// Goes back to `length` tokens, at most as many as there are, or as near below it as can be
+    /// restored exactly; returns it.
+    ///
+    /// Full layers only need the count. A windowed layer's rows are right when none was evicted since,
+    /// else they come from a snapshot; with neither, nothing is left.
+    @discardableResult
+    package func rewind(_ length: Int) -> Int {
+        precondition((0...tokens.count).contains(length), "cannot rewind to \(length) of \(tokens.count) tokens")
+        if sameRows(tokens.count, length) { cut(length) } else { restore(length) }
+        return tokens.count
+    }
+
+    /// Whether the windowed rows after `length` tokens begin with those after `shorter`.
+    private func sameRows(_ length: Int, _ shorter: Int) -> Bool {
+        windowed.allSatisfy { $0.firstPosition(length) == $0.firstPosition(shorter) }
+    }
+
+    /// Restores the longest prefix of at most `length` tokens that a snapshot holds, or none.
+    private func restore(_ length: Int) {
+        // A later snapshot serves too when nothing was evicted between the two.
+        let fit = snapshots.filter { $0.length <= length || sameRows($0.length, length) }
+        let best = fit.max { min($0.length, length) < min($1.length, length) }
+        for (buffer, rows) in zip(windowed, best?.rows ?? []) { buffer.write(rows) }
+        cut(min(best?.length ?? 0, length))
+    }
+
+    private func cut(_ length: Int) {
+        tokens.removeSubrange(length...)
+        snapshots.removeAll { $0.length > length }
+    }
+
+    /// Keeps what the cache has in common with `prompt`; how many tokens need no feeding. At least one
+    /// is left to feed: the logits after it are what a reply starts from. UserError as in `feed`.
     package func reuse(_ prompt: [Int]) throws -> Int {
         try check(prompt, "the prompt's tokens")
-        let fits = { (known: [Int]) in known.count < prompt.count && prompt.starts(with: known) }
-        if !fits(tokens) {
-            if let kept = saved, !fits(kept.tokens) { saved = nil }  // full layers' rows are written over
-            restore()
-        }
-        return tokens.count
+        return rewind(zip(tokens, prompt.dropLast()).prefix { $0 == $1 }.count)
     }
 }

@@ -3,63 +3,47 @@ import GptOss
 
 let question = "What does os.path.join do?"
 
-/// Whatever became of a turn, the next one's reply is a new session's.
+/// Turns that fail, are cancelled or have ids that are none.
 func turns(_ folder: URL) throws {
     let model = try Model(folder: folder, threads: 1)
-    func chat() throws -> Chat { try model.chat(system: SystemPrompt(date: "2026-01-01"), sampling: .greedy) }
-    var random = SplitMix64(1)
-    func ids(_ count: Int) -> [Int] {
-        (0..<count).map { _ in Int(random.uniform() * Double(model.manifest.vocabSize)) }
-    }
-    // So long that sliding layers move their rows in either; ids at random, as the demo says of what
-    // it knows the same in spite of wrong rows.
-    let first = ids(210)
-    let (second, other) = (first + ids(90), ids(150))
-    let expected = try reply(chat().session, second)
-    for run in 1...8 {
-        let session = try chat().session
-        try fail(session, run, second)
-        equal("after run \(run) failed", try reply(session, second), expected)
-    }
-    for run in 1...5 {
-        let session = try chat().session
-        _ = try reply(session, first)
-        try fail(session, run, second)
-        equal("after a turn and run \(run) failed", try reply(session, second), expected)
-    }
-    let session = try chat().session
-    _ = try reply(session, first)
-    try fail(session, 3, other)
-    equal("after another prompt failed", try reply(session, second), expected)
+    let system = SystemPrompt(date: "2026-01-01")
+    func chat() throws -> Chat { try model.chat(system: system, sampling: .greedy) }
+    let expected = try chat().send(question).tokens
+    for run in [1, 2, 5] { try fails(chat(), run, expected) }
+    try reuses(model, system)
     try cancels(chat())
     try strangeIds(chat().session, model.manifest.vocabSize)
-}
-
-/// Greedy, fed as a chat does.
-func reply(_ session: Session, _ prompt: [Int]) throws -> [Int] {
-    var logits: [Float] = []
-    var at = try session.reuse(prompt)
-    while at < prompt.count {
-        let end = min(at + chunkSize, prompt.count)
-        logits = try session.feed(Array(prompt[at..<end]))
-        at = end
-    }
-    session.snapshot()
-    return try (0..<8).map { _ in
-        let token = logits.indices.max { logits[$0] < logits[$1] } ?? 0
-        logits = try session.feed([token])
-        return token
+    let most = model.manifest.contextLength
+    for length in [-1, 0, 1, most + 1] {
+        let told = "maxLength is \(length): it must be from 2 to the package's context length, \(most)"
+        equal("room for \(length)", try refusal { _ = try model.chat(system: system, maxLength: length) }, told)
     }
 }
 
-func fail(_ session: Session, _ run: Int, _ prompt: [Int]) throws {
+/// Whichever run of a turn failed, it was never said, and said again it has the reply of a new chat.
+func fails(_ chat: Chat, _ run: Int, _ expected: [Int]) throws {
     var runs = 0
-    session.ran = {
+    chat.session.ran = {
         runs += 1
         if runs == run { throw UserError("made to fail") }
     }
-    equal("run \(run) fails", try refusal { _ = try reply(session, prompt) }, "made to fail")
-    session.ran = {}
+    equal("run \(run) fails", try refusal { try chat.send(question) }, "made to fail")
+    chat.session.ran = {}
+    equal("said after run \(run) failed", chat.messages, [])
+    equal("after run \(run) failed", try chat.send(question).tokens, expected)
+}
+
+/// The next turn drops a reply's reasoning, and is fed from where that began.
+func reuses(_ model: Model, _ system: SystemPrompt) throws {
+    let instructions = String(repeating: "Answer briefly. ", count: 12)
+    let chat = try model.chat(system: system, instructions: instructions, sampling: .greedy)
+    try chat.send(question)
+    equal("windows moved within the reply", chat.session.evicted > 0, true)
+    var fed: [Int] = []  // before each run
+    chat.session.ran = { fed.append(chat.session.tokens.count) }
+    try chat.send(question)
+    let prompt = try model.harmony.render([Message("user", question)], system: system, instructions: instructions)
+    equal("where the second turn begins", fed.first, prompt.count)
 }
 
 func cancels(_ chat: Chat) throws {

@@ -259,6 +259,7 @@ try manifests()
 try sampling()
 if arguments.count > 2 {
     try answers(arguments[2])
+    try sessions(arguments[2])
     try turns(arguments[2])
 }
 print("\(passed) passed, \(failed) failed")

@@ -34,6 +34,7 @@ fun main(arguments: Array<String>) {
     check.sampling()
     if (arguments.size > 2) {
         check.answers(File(arguments[2]))
+        check.sessions(File(arguments[2]))
         Turns(check).hold(File(arguments[2]))
     }
     println("${check.passed} passed, ${check.failed} failed")
@@ -235,6 +236,11 @@ class Check(private val folder: File, private val tokenizer: Tokenizer) {
         val random = SplitMix64(given.text("seed").toULong())
         val scale = (given["scale"] as Number).toDouble()
         return FloatArray((given["size"] as Number).toInt()) { (kotlin.math.floor(random.uniform() * scale * 256) / 256).toFloat() }
+    }
+
+    fun sessions(folder: File) = Model.load(folder, threads = 1).use { model ->
+        Sessions(this, model.manifest) { model.chat("2026-01-01", maxLength = it).session }
+            .hold(read("session.json").children("sessions"))
     }
 
     /** Greedy replies of the package on ONNX Runtime's Java API; then two turns, and a cancelled one. */

@@ -1,12 +1,12 @@
 package gptoss.check
 
-import gptoss.CHUNK
 import gptoss.Chat
 import gptoss.Finish
+import gptoss.Message
 import gptoss.Model
 import gptoss.Sampling
 import gptoss.Session
-import gptoss.SplitMix64
+import gptoss.SystemPrompt
 import gptoss.UserError
 import java.io.File
 
@@ -14,51 +14,42 @@ const val QUESTION = "What does os.path.join do?"
 
 /** Turns that fail, are cancelled or have ids that are none; compared by `check`. */
 class Turns(private val check: Check) {
-    /** Whatever became of a turn, the next one's reply is a new session's. */
     fun hold(folder: File) = Model.load(folder, threads = 1).use { model ->
         fun <T> chat(use: (Chat) -> T): T = model.chat("2026-01-01", sampling = Sampling(temperature = 0.0)).use(use)
-        val random = SplitMix64(1u)
-        fun ids(count: Int) = List(count) { (random.uniform() * model.manifest.vocabSize).toInt() }
-        // So long that sliding layers move their rows in either; ids at random, as the demo says of
-        // what it knows the same in spite of wrong rows.
-        val first = ids(210)
-        val (second, other) = first + ids(90) to ids(150)
-        val expected = chat { reply(it.session, second) }
-        for (run in 1..8) chat { chat ->
-            fail(chat.session, run, second)
-            check.equal("after run $run failed", reply(chat.session, second), expected)
-        }
-        for (run in 1..5) chat { chat ->
-            reply(chat.session, first)
-            fail(chat.session, run, second)
-            check.equal("after a turn and run $run failed", reply(chat.session, second), expected)
-        }
-        chat { chat ->
-            reply(chat.session, first)
-            fail(chat.session, 3, other)
-            check.equal("after another prompt failed", reply(chat.session, second), expected)
-        }
+        val expected = chat { it.send(QUESTION).tokens }
+        for (run in listOf(1, 2, 5)) chat { fails(it, run, expected) }
+        reuses(model)
         chat(::cancels)
         chat { strangeIds(it.session, model.manifest.vocabSize) }
-    }
-
-    /** Greedy, fed as a chat does. */
-    private fun reply(session: Session, prompt: List<Int>): List<Int> {
-        var logits = FloatArray(0)
-        for (chunk in prompt.drop(session.reuse(prompt)).chunked(CHUNK)) logits = session.feed(chunk)
-        session.snapshot()
-        return List(8) {
-            val token = logits.indices.maxBy { logits[it] }
-            logits = session.feed(listOf(token))
-            token
+        val most = model.manifest.contextLength
+        for (length in listOf(-1, 0, 1, most + 1)) {
+            val told = "maxLength is $length: it must be from 2 to the package's context length, $most"
+            check.equal("room for $length", check.refusal { model.chat("2026-01-01", maxLength = length) }, told)
         }
     }
 
-    private fun fail(session: Session, run: Int, prompt: List<Int>) {
+    /** Whichever run of a turn failed, it was never said, and said again it has the reply of a new chat. */
+    private fun fails(chat: Chat, run: Int, expected: List<Int>) {
         var runs = 0
-        session.ran = { if (++runs == run) throw UserError("made to fail") }
-        check.equal("run $run fails", check.refusal { reply(session, prompt) }, "made to fail")
-        session.ran = {}
+        chat.session.ran = { if (++runs == run) throw UserError("made to fail") }
+        check.equal("run $run fails", check.refusal { chat.send(QUESTION) }, "made to fail")
+        chat.session.ran = {}
+        check.equal("said after run $run failed", chat.messages, emptyList<Message>())
+        check.equal("after run $run failed", chat.send(QUESTION).tokens, expected)
+    }
+
+    /** The next turn drops a reply's reasoning, and is fed from where that began. */
+    private fun reuses(model: Model) {
+        val (date, instructions) = "2026-01-01" to "Answer briefly. ".repeat(12)
+        model.chat(date, instructions, sampling = Sampling(temperature = 0.0)).use { chat ->
+            chat.send(QUESTION)
+            check.equal("windows moved within the reply", chat.session.evicted > 0, true)
+            val fed = ArrayList<Int>() // before each run
+            chat.session.ran = { fed += chat.session.length }
+            chat.send(QUESTION)
+            val prompt = model.harmony.render(listOf(Message("user", QUESTION)), SystemPrompt(date), instructions)
+            check.equal("where the second turn begins", fed[0], prompt.size)
+        }
     }
 
     private fun cancels(chat: Chat) {

@@ -26,7 +26,7 @@ class Model private constructor(private val folder: File, val manifest: Manifest
         return if (file.isFile) file.readBy(Json::members) else emptyMap()
     }
 
-    /** A new conversation with room for `maxLength` tokens in all. `date` is ISO 8601. */
+    /** A new conversation with room for `maxLength` tokens in all; UserError where the package has fewer. `date` is ISO 8601. */
     fun chat(
         date: String,
         instructions: String? = null,
@@ -49,10 +49,16 @@ class Model private constructor(private val folder: File, val manifest: Manifest
                 OrtSession.SessionOptions().use { options ->
                     options.setIntraOpNumThreads(threads)
                     for ((name, value) in manifest.session) options.addConfigEntry(name, value)
-                    try {
+                    val graph = try {
                         environment.createSession(File(folder, manifest.graph).path, options)
                     } catch (failure: OrtException) {
                         throw UserError("${manifest.graph}: ${failure.message?.lines()?.first()}: get the package again")
+                    }
+                    try {
+                        graph.also { checkGraph(it, manifest) }
+                    } catch (failure: UserError) {
+                        graph.close()
+                        throw failure
                     }
                 }
             }

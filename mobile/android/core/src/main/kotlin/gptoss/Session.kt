@@ -1,6 +1,5 @@
 package gptoss
 
-import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtSession
@@ -11,50 +10,54 @@ import java.nio.LongBuffer
 /** Prompt tokens that a run takes: the memory plan counts with as many. */
 const val CHUNK = 64
 
+/** How many are kept; the memory plan counts with as many. */
+private const val SNAPSHOTS = 4
+
+/** The windowed layers' rows after `length` tokens. */
+private class Snapshot(val length: Int, val rows: List<ByteArray>)
+
 /**
- * A graph with its KV cache, for one sequence of at most `maxLength` tokens.
- *
- * Past and present are one buffer, so a run writes in place. A sliding layer's holds its window and
- * what a chunk adds.
+ * A graph with its KV cache: the running state of one sequence of at most `maxLength` tokens, which is
+ * allocated at once. UserError where the package has no such length. Not for several threads at a time.
  */
 class Session(private val graph: OrtSession, private val manifest: Manifest, val maxLength: Int) : AutoCloseable {
-    private val environment = OrtEnvironment.getEnvironment()
-    private val caches = manifest.layers.flatMapIndexed { layer, kv ->
-        listOf("key", "value").map { Cache("$layer.$it", kv.window?.let { w -> w + CHUNK - 1 } ?: maxLength, kv.window != null) }
+    init {
+        val most = manifest.contextLength
+        if (maxLength !in 2..most) throw UserError("maxLength is $maxLength: it must be from 2 to the package's context length, $most")
     }
+
+    private val environment = OrtEnvironment.getEnvironment()
+    private val buffers = manifest.layers.flatMapIndexed { layer, kv ->
+        listOf("key", "value").map { KvBuffer("$layer.$it", kv.window, maxLength, manifest) }
+    }
+    private val windowed = buffers.filter { it.windowed }
     private val fed = ArrayList<Int>()
-    private var saved: Pair<List<Int>, List<ByteArray>>? = null // of the first of the tokens in `fed`, always
+    private val snapshots = ArrayList<Snapshot>() // by length
 
     /** For checks: called after the graph has run; what it throws is a run that failed half-way. */
     internal var ran: () -> Unit = {}
 
-    private inner class Cache(val name: String, val rows: Int, val windowed: Boolean) {
-        private val shape = longArrayOf(1, manifest.kvHeads.toLong(), rows.toLong(), manifest.headDim.toLong())
-        val bytes: ByteBuffer = ByteBuffer
-            .allocateDirect(manifest.kvHeads * rows * manifest.headDim * if (manifest.int8Kv) 1 else 4)
-            .order(ByteOrder.nativeOrder())
-        val tensor: OnnxTensor =
-            if (manifest.int8Kv) OnnxTensor.createTensor(environment, bytes, shape, OnnxJavaType.INT8)
-            else OnnxTensor.createTensor(environment, bytes.asFloatBuffer(), shape)
+    /** Tokens that the KV cache holds. */
+    val tokens: List<Int> get() = fed
 
-        fun read() = ByteArray(bytes.capacity()).also { bytes.duplicate().apply { rewind() }.get(it) }
-
-        fun write(saved: ByteArray) {
-            bytes.duplicate().apply { rewind() }.put(saved)
-        }
-    }
-
-    /** Tokens in the cache. */
+    /** How many they are. */
     val length: Int get() = fed.size
+
+    /** Tokens at the start that windowed layers no longer have rows of. */
+    val evicted: Int get() = windowed.firstOrNull()?.firstPosition(length) ?: 0
+
+    /** Forgets everything; the buffers stay. */
+    fun reset() = cut(0)
 
     /**
      * Feeds tokens; the logits after the last. UserError beyond `maxLength`, for an id outside the
-     * vocabulary and for no token: nothing has changed then. A run that fails leaves `length` tokens.
+     * vocabulary and for no token: nothing has changed then. When the run fails, what is left is the
+     * longest intact prefix.
      */
     fun feed(tokens: List<Int>): FloatArray {
         check(tokens, "the tokens")
         if (tokens.isEmpty()) throw UserError("no token is fed: feed at least one")
-        val end = fed.size + tokens.size
+        val end = length + tokens.size
         if (end > maxLength) throw UserError("$end tokens are more than the $maxLength there is room for: start a new chat")
         val ids = longs(tokens.size) { tokens[it].toLong() }
         val mask = longs(end) { 1 }
@@ -63,8 +66,8 @@ class Session(private val graph: OrtSession, private val manifest: Manifest, val
                 val inputs = HashMap<String, OnnxTensor>()
                 inputs["input_ids"] = ids
                 inputs["attention_mask"] = mask
-                for (cache in caches) inputs["past_key_values.${cache.name}"] = cache.tensor
-                val presents = caches.associate { "present.${it.name}" to it.tensor }
+                for (buffer in buffers) inputs["past_key_values.${buffer.name}"] = buffer.tensor
+                val presents = buffers.associate { "present.${it.name}" to it.tensor }
                 try {
                     graph.run(inputs, setOf("logits"), presents).use { result ->
                         ran()
@@ -76,8 +79,8 @@ class Session(private val graph: OrtSession, private val manifest: Manifest, val
                         }
                     }
                 } catch (failure: Throwable) {
-                    // A sliding layer that had no room for them may have moved its rows.
-                    if (caches.any { it.windowed && end > it.rows }) restore()
+                    // Nothing was lost unless a windowed layer may have moved its rows.
+                    if (!sameRows(end, length)) restore(length)
                     throw failure
                 }
             }
@@ -97,30 +100,53 @@ class Session(private val graph: OrtSession, private val manifest: Manifest, val
         return OnnxTensor.createTensor(environment, buffer, longArrayOf(1, size.toLong()))
     }
 
-    /** Make the present length one that `reuse` can come back to. */
+    /** Makes the present length one that `rewind` can come back to exactly. */
     fun snapshot() {
-        saved = ArrayList(fed) to caches.filter { it.windowed }.map { it.read() }
+        if (windowed.isEmpty()) return
+        if (snapshots.size == SNAPSHOTS) { // those stay that spare most tokens from being fed again
+            val spared = snapshots.mapIndexed { i, it -> it.length - (snapshots.getOrNull(i - 1)?.length ?: 0) }
+            snapshots.removeAt(spared.indexOf(spared.min()))
+        }
+        snapshots += Snapshot(length, windowed.map { it.read(length) })
     }
 
-    /** Back to the snapshot, or to nothing. */
-    private fun restore() {
-        val (tokens, rows) = saved ?: Pair(emptyList(), emptyList())
-        caches.filter { it.windowed }.zip(rows) { cache, bytes -> cache.write(bytes) }
-        fed.clear()
-        fed += tokens
+    /**
+     * Goes back to `length` tokens, or as near below it as can be restored exactly; returns it.
+     *
+     * Full layers only need the count. A windowed layer's rows are right when none was evicted since,
+     * else they come from a snapshot; with neither, nothing is left.
+     */
+    fun rewind(length: Int): Int {
+        require(length in 0..this.length) { "cannot rewind to $length of ${this.length} tokens" }
+        if (sameRows(this.length, length)) cut(length) else restore(length)
+        return this.length
     }
 
-    /** Keeps what the cache has in common with `prompt`; how many tokens need no feeding. UserError as in `feed`. */
+    /** Whether the windowed rows after `length` tokens begin with those after `shorter`. */
+    private fun sameRows(length: Int, shorter: Int) = windowed.all { it.firstPosition(length) == it.firstPosition(shorter) }
+
+    /** Restores the longest prefix of at most `length` tokens that a snapshot holds, or none. */
+    private fun restore(length: Int) {
+        // A later snapshot serves too when nothing was evicted between the two.
+        val fit = snapshots.filter { it.length <= length || sameRows(it.length, length) }
+        val best = fit.maxByOrNull { minOf(it.length, length) }
+        best?.rows?.zip(windowed) { rows, buffer -> buffer.write(rows) }
+        cut(minOf(best?.length ?: 0, length))
+    }
+
+    private fun cut(length: Int) {
+        fed.subList(length, fed.size).clear()
+        snapshots.removeAll { it.length > length }
+    }
+
+    /**
+     * Keeps what the cache has in common with `prompt`; how many tokens need no feeding. At least one is
+     * left to feed: the logits after it are what a reply starts from. UserError as in `feed`.
+     */
     fun reuse(prompt: List<Int>): Int {
         check(prompt, "the prompt's tokens")
-        val most = prompt.size - 1
-        fun begins(tokens: List<Int>) = tokens.size <= most && tokens == prompt.subList(0, tokens.size)
-        if (!begins(fed)) {
-            saved = saved?.takeIf { begins(it.first) } // else full layers' rows are written over
-            restore()
-        }
-        return fed.size
+        return rewind(fed.zip(prompt.dropLast(1)).takeWhile { (cached, new) -> cached == new }.size)
     }
 
-    override fun close() = caches.forEach { it.tensor.close() }
+    override fun close() = buffers.forEach { it.close() }
 }
