@@ -31,7 +31,7 @@ from gptoss_onnx.graph_passes.quantize_linears import QuantizeLinears
 from gptoss_onnx.graph_passes.rounding import Rounding
 from gptoss_onnx.graph_passes.route_experts import RouteExperts
 from gptoss_onnx.graph_passes.scale_residual import ScaleResidual
-from gptoss_onnx.graph_passes.share_tied import ShareTied, are_alike
+from gptoss_onnx.graph_passes.share_tied import ShareTied, is_shared
 from gptoss_onnx.graph_passes.step import PassError, Step, rules
 from gptoss_onnx.graph_passes.unpack_embedding import unpack_embedding
 from gptoss_onnx.graph_passes.verify_target import VerifyTarget
@@ -113,10 +113,8 @@ def recipe(
         steps.append(Step("quantize embedding", packed_embedding, 1))
         if not target.has_kernel("com.microsoft", "GatherBlockQuantized"):
             steps.append(Step("unpack embedding", unpack_embedding, 1))
-    if spec.tie_word_embeddings and are_alike(quantization, rounding):
-        fused = target.has_attribute("com.microsoft", "FusedMatMul", "transB")
-        shared = ShareTied(quantization, fused)
-        steps.append(Step("share tied", shared, int(fused or embedding.kind == "int")))
+    if spec.tie_word_embeddings and is_shared(quantization, rounding, target):
+        steps.append(Step("share tied", ShareTied(quantization), 1))
     packed = target.kernels.get(("com.microsoft", "MatMulNBits"))
     if packed is not None and not target.reads_input("com.microsoft", "MatMulNBits", BIAS):
         linears = [quantization.of(g, n).kind for g in ("qkv", "o") for n in range(layers)]

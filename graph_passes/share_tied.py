@@ -19,26 +19,28 @@ from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import Rounding
 from gptoss_onnx.graph_passes.step import discard, output, replace
 from gptoss_onnx.graph_passes.weights import StreamedTensor, View
+from gptoss_onnx.runtimes.target import Target
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head"
 
 
-def are_alike(quantization: Quantization, rounding: Rounding) -> bool:
-    """Whether the embedding and lm_head come out the same where they are the same weight."""
+def is_shared(quantization: Quantization, rounding: Rounding, target: Target) -> bool:
+    """Whether tied embeddings are one weight in a package: both come out the same."""
     embedding, head = quantization.of("embedding"), quantization.of("lm_head")
-    return embedding == head and (head.bits != 4 or not rounding.statistics)
+    alike = embedding == head and (head.bits != 4 or not rounding.statistics)
+    fused = target.has_attribute("com.microsoft", "FusedMatMul", "transB")
+    return alike and (fused or embedding.kind == "int")
 
 
 @dataclass(frozen=True)
 class ShareTied:
-    """Run when both are in their final form; `fused` is whether there is a FusedMatMul."""
+    """Run when both are in their final form, where `is_shared`."""
 
     quantization: Quantization
-    fused: bool
 
     def __call__(self, model: ir.Model) -> int:
         if self.quantization.of("embedding").kind == "float":
-            return _share_float(model.graph) if self.fused else 0
+            return _share_float(model.graph)
         return _share_codes(model.graph, self.quantization.of("embedding").bits)
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from gptoss_onnx.export.spec import GptOssSpec
 from gptoss_onnx.graph_passes.attention_spec import kv_windows
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format, Quantization
+from gptoss_onnx.graph_passes.rounding import SEARCH
+from gptoss_onnx.graph_passes.share_tied import is_shared
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.session import SNAPSHOTS, windowed_rows
 from gptoss_onnx.runtimes.target import Target
@@ -100,7 +102,9 @@ def _weights(spec: GptOssSpec, quantization: Quantization, target: Target) -> tu
     """Bytes in files, and bytes that kernels pack anew."""
     hidden, inner, vocab = spec.hidden_size, spec.intermediate_size, spec.vocab_size
     tables = spec.max_position_embeddings * spec.head_dim * _FLOAT  # cosines and sines
-    total = tables + _stored(vocab, hidden, quantization.of("embedding"))
+    total = tables
+    if not (spec.tie_word_embeddings and is_shared(quantization, SEARCH, target)):
+        total += _stored(vocab, hidden, quantization.of("embedding"))
     packed = 0
     matrices = [(vocab, hidden, quantization.of("lm_head"))]
     for layer in range(spec.num_layers):

@@ -57,6 +57,19 @@ def test_weights_are_those_of_the_package(android_onnx: Path) -> None:
     assert abs(memory_plan(wrong, INT4, ANDROID).weights - written) / written > 0.03
 
 
+@pytest.mark.parametrize(("preset", "once"), [("int8", True), ("fp32", True), ("int4", False)])
+def test_a_tied_weight_that_is_stored_once_is_counted_once(preset: str, once: bool) -> None:
+    """int4's embedding is in 8 bits and its lm_head in 4."""
+    quantization, cpu = PRESETS[preset], get_target("cpu")
+    apart, tied = (
+        memory_plan(replace(SPEC, tie_word_embeddings=tie), quantization, cpu)
+        for tie in (False, True)
+    )
+    bits = {"int8": 8 + 32 / 64, "fp32": 32}.get(preset, 0)
+    assert apart.weights - tied.weights == SPEC.vocab_size * SPEC.hidden_size * bits / 8 * once
+    assert apart.packed == tied.packed  # the kernel's own copy is of lm_head alone
+
+
 def test_kv_is_counted_by_layer_and_element() -> None:
     plan = memory_plan(SPEC, INT4, ANDROID, context=1000)
     row = 2 * SPEC.num_kv_heads * SPEC.head_dim

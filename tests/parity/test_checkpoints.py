@@ -99,7 +99,7 @@ def test_sharing_changes_no_number(
     absent: Subject, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = absent.error(absent.package(preset), absent.package_windows)
-    monkeypatch.setattr("gptoss_onnx.graph_passes.pipeline.are_alike", lambda *_: False)
+    monkeypatch.setattr("gptoss_onnx.graph_passes.pipeline.is_shared", lambda *_: False)
     apart = absent.package(preset, "lm_head=int8:64")  # the preset's own, in a folder of its own
     assert weight_files(apart) > weight_files(absent.package(preset))
     assert absent.error(apart, absent.package_windows) == shared
