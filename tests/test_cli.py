@@ -93,6 +93,7 @@ def test_wrong_use_is_2(arguments: tuple[str, ...]) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_export_is_what_the_dry_run_said(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "below" / "package"
     said = read("export", tiny, "--output", output, "--dry-run")
@@ -218,6 +219,7 @@ def test_synth(tmp_path: Path) -> None:
     assert "exists already" in refusal("synth", tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_streams_and_codes_of_the_process(tiny_package: Path) -> None:
     found = shell("inspect", tiny_package, "--json")
     assert json.loads(found.stdout)["quant"] == "int4"

@@ -89,6 +89,7 @@ def test_text_that_looks_like_harmony_stays_text(model: Any) -> None:
     assert ids.count(model._tokens.special("<|end|>")) == 2  # of the system message and the user's
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_tasks(demo_package: DemoPackage, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gptoss_onnx.cli", "lm-eval", "--model", "gptoss"]
     command += ["--model_args", f"package={demo_package('fp32')}", "--apply_chat_template"]

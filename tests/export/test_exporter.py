@@ -179,6 +179,7 @@ def test_an_exception_while_writing_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_what_was_there(
     number: signal.Signals, large: Path, made: Path, tmp_path: Path
@@ -219,6 +220,7 @@ def test_an_interrupt_leaves_what_was_there(
         assert verify(output, lambda count: None) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["node", "web"])
 def test_packages_of_older_runtimes(target: str, packed: Path, made: Path, tmp_path: Path) -> None:
     output = tmp_path / target
@@ -249,6 +251,7 @@ def test_experts_a_target_has_no_kernel_for(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 def test_peak_memory(packed: Path, large: Path, tmp_path: Path) -> None:
     """The same process first exports a tiny model: what torch and others import is not counted."""
@@ -267,6 +270,7 @@ def test_peak_memory(packed: Path, large: Path, tmp_path: Path) -> None:
     assert after - before < ADDED_KB
 
 
+@pytest.mark.slow
 def test_only_what_the_export_made_is_in_the_manifest(tmp_path: Path, demo: Path) -> None:
     """And all of it: a file that lies there beside is nobody's."""
     strays: list[Path] = []

@@ -22,6 +22,8 @@ from gptoss_onnx.runtimes.target import get_target
 from tests.export.damage import UP, edit_tensors
 from tests.export.test_checkpoint import Copy
 
+pytestmark = pytest.mark.slow
+
 NAN, INF = float("nan"), float("inf")
 Q = "model.layers.1.self_attn.q_proj.weight"
 PRESETS = ("fp32", "int8", "int4", "mxfp4")

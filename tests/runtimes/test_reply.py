@@ -266,6 +266,7 @@ def test_arguments_that_are_no_json_object_are_not_called(tokenizer: Tokenizer) 
     assert "\n" not in str(ToolCall("functions.f", "").error)
 
 
+@pytest.mark.slow
 def test_whatever_is_written_can_be_fed_back(tokenizer: Tokenizer) -> None:
     draw, harmony = random.Random(7), Harmony(tokenizer)
     start, end = tokenizer.special("<|start|>"), tokenizer.special("<|message|>")
@@ -283,6 +284,7 @@ def test_whatever_is_written_can_be_fed_back(tokenizer: Tokenizer) -> None:
             assert prompt.count(tokenizer.special("<|call|>")) == len(reply.calls), call
 
 
+@pytest.mark.slow
 def test_text_that_is_fed_back_is_read_as_it_was(tokenizer: Tokenizer) -> None:
     """Rendering what was understood and reading it again changes nothing."""
     draw, harmony = random.Random(9), Harmony(tokenizer)

@@ -29,6 +29,7 @@ def fresh(package: Package, ids: list[int]) -> np.ndarray:
     return Session(package, max_length=max(len(ids), 2)).feed([ids])[0]
 
 
+@pytest.mark.slow
 def test_the_file_is_what_the_runtime_does(package: Package) -> None:
     assert json.loads(json.dumps(cases.session_vectors(package))) == VECTORS
 

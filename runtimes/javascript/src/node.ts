@@ -11,7 +11,7 @@ import { type Backend, type Graph, HostKv } from "./backend.js";
 import { UserError, firstLine } from "./errors.js";
 import { type Manifest, parseManifest, readFiles } from "./manifest.js";
 import { Model, type Progress } from "./model.js";
-import { type Ort, openGraph } from "./node_graph.js";
+import { type Ort, openGraph, wasSetUpBefore } from "./node_graph.js";
 import { Tokenizer } from "./tokenizer.js";
 
 export * from "./public.js";
@@ -73,14 +73,23 @@ export class GptOss extends Model {
 
 async function importRuntime(): Promise<Ort> {
   // It reports its use to its maker unless it is told not to before it is loaded.
+  const told = process.env.ORT_DISABLE_TELEMETRY;
   process.env.ORT_DISABLE_TELEMETRY ??= "1";
+  let ort: Ort;
   try {
-    return (await import("onnxruntime-node")) as Ort;
+    ort = (await import("onnxruntime-node")) as Ort;
   } catch (error) {
     throw new UserError(
       `onnxruntime-node cannot be loaded: npm install onnxruntime-node (${firstLine(error)})`,
     );
   }
+  if (told === undefined && wasSetUpBefore()) {
+    process.emitWarning(
+      "onnxruntime-node was in use before gptoss-onnx could stop its reports to its maker; " +
+        "load the package first, or set ORT_DISABLE_TELEMETRY=1",
+    );
+  }
+  return ort;
 }
 
 function folderPath(folder: string | URL): string {

@@ -50,8 +50,14 @@ export async function openGraph(
 ): Promise<Graph> {
   const version = ort.env.versions.node ?? "";
   const internals = version.startsWith("1.30.") ? setUp() : undefined;
-  if (internals) return new DirectGraph(internals, path, options);
+  if (internals?.binding[STATE]) return new DirectGraph(internals, path, options);
   return ort.InferenceSession.create(path, options);
+}
+
+/** Whether onnxruntime-node was in use before this library; false where that cannot be told. */
+export function wasSetUpBefore(): boolean {
+  const internals = setUp();
+  return internals !== undefined && !internals.binding[STATE];
 }
 
 function setUp(): Internals | undefined {
@@ -74,7 +80,7 @@ function setUp(): Internals | undefined {
       initOrt(); // does nothing when it was called before
       binding.initOrtOnce = original;
     }
-    return binding[STATE] && internals;
+    return internals;
   } catch {
     return undefined;
   }

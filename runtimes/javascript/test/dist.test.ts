@@ -1,5 +1,5 @@
 /** What is published: its size, and that it runs as it is. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
@@ -52,7 +52,7 @@ test.each([[undefined, false], ["0", true]])("reports of use are kept on demand 
   expect(files.some((name) => name.endsWith("onnxruntime.db"))).toBe(kept);
 });
 
-test("where the runtime was set up before, answers are the same", () => {
+test.each([undefined, "1"])("where the runtime was set up before, answers are the same: %s", (told) => {
   // Then its binding cannot be told to leave the outputs alone: runs go the public way.
   const code = `
     import { createRequire } from "node:module";
@@ -63,9 +63,15 @@ test("where the runtime was set up before, answers are the same", () => {
     const question = [{ role: "user", content: "What does os.path.join do?" }];
     console.log(await model.chat(question).text());
     await model.dispose();
+    await GptOss.load(process.argv[1], { threads: 1 });
     const { binding } = createRequire(process.cwd() + "/")("onnxruntime-node/dist/binding.js");
     console.log(binding[Symbol.for("gptoss-onnx.outputs")]);`;
   const args = ["--input-type=module", "-e", code, NODE_PACKAGE];
-  const said = execFileSync("node", args, { cwd: ROOT, encoding: "utf8" });
-  expect(said).toBe(`${ANSWER}\nundefined\n`);
+  const done = spawnSync("node", args, {
+    cwd: ROOT,
+    encoding: "utf8",
+    env: { PATH: process.env.PATH, ...(told && { ORT_DISABLE_TELEMETRY: told }) },
+  });
+  expect(done.stdout).toBe(`${ANSWER}\nundefined\n`);
+  expect(done.stderr.split("before gptoss-onnx could stop its reports")).toHaveLength(told ? 1 : 2);
 });
