@@ -22,7 +22,9 @@ from gptoss_onnx.runtimes.tokenizer import BYTE_ALPHABET
 
 DOMAIN = "ai.onnx.contrib"
 # What is written unless a graph is asked for: no runtime here reads one, gpt-oss's take 15.5 MB and
-# 3 to 13 s to load, and onnxruntime-extensions 0.15 splits some runs of white space otherwise.
+# 3 to 13 s to load, and onnxruntime-extensions 0.15 splits 3 % of texts otherwise. It knows the
+# pattern's parts by their spelling; others go to std::regex, which has no \p and overflows
+# the stack at 100,000 letters. So no other writing of the pattern is right either.
 FILES_ALONE = {"use": "files", "reason": "no tokenizer graph was asked for"}
 ENCODER, DECODER = "tokenizer.onnx", "detokenizer.onnx"
 PROBES = (

@@ -21,6 +21,7 @@ _FIRST = re.compile(
     rb"\s*\[\s*\[\s*" + _STRING + rb"(\s*,\s+)" + _STRING + rb'(\s*\]\s*,\s*\[\s*)"'
 )
 _LAST = re.compile(rb'"\s*\]\s*(\]\s*\}\s*\}\s*)\Z')
+_ESCAPE = re.compile(rb"\\[u/]")
 _REMEMBERED = 1 << 16  # words
 
 
@@ -51,15 +52,12 @@ def cut_merges(data: bytes) -> tuple[dict[str, Any], Merges] | None:
 
 def _escapes(vocabulary: bytes) -> bool:
     r"""Whether a character is escaped that need not be: the library writes \\ and \" alone."""
-    for escape in (b"\\u", b"\\/"):
-        at = vocabulary.find(escape)
-        while at >= 0:
-            before = at - 1
-            while vocabulary[before] == 0x5C:
-                before -= 1
-            if (at - before) % 2:  # else the backslash is itself escaped
-                return True
-            at = vocabulary.find(escape, at + 1)
+    for found in _ESCAPE.finditer(vocabulary):
+        before = found.start() - 1
+        while vocabulary[before] == 0x5C:
+            before -= 1
+        if (found.start() - before) % 2:  # else the backslash is itself escaped
+            return True
     return False
 
 

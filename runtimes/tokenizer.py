@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,8 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.tokenizer_file import TokenizerFile
 
 LONGEST_WORD = 20_000  # characters: longer ones are worth the library's loading
+# Its regular expressions give up after ten million steps at one place: as many capitals in a row.
+TOO_MUCH = "its pattern cannot split this text"
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -67,27 +70,36 @@ class Tokenizer:
         return self._read_by_library(data)
 
     def _read_by_library(self, data: bytes) -> tokenizers.Tokenizer:
-        try:
+        with self._told("cannot be read as a tokenizer"):
             library = tokenizers.Tokenizer.from_buffer(data)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # where its Rust panics it is no Exception
-            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{self._path}: cannot be read as a tokenizer ({line})") from error
         library.no_truncation()
         library.no_padding()
         library.encode_special_tokens = True  # as characters
         return library
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """What the library cannot do is a UserError."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # where its Rust panics it is no Exception
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{self._path}: {what} ({line})") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text: `<|start|>` written by a user is nine characters, not a token."""
         # JSON can smuggle in half a surrogate pair, which is no character.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self._splitter is not None and self._bpe is not None:
-            words = [word for word, _ in self._splitter.pre_tokenize_str(text)]
+            with self._told(TOO_MUCH):
+                words = [word for word, _ in self._splitter.pre_tokenize_str(text)]
             if max(map(len, words), default=0) <= LONGEST_WORD:
                 return list(chain.from_iterable(map(self._bpe.encode, words)))
-        return list(self._library.encode(text, add_special_tokens=False).ids)
+        library = self._library
+        with self._told(TOO_MUCH):
+            return list(library.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`: special tokens give none, bytes that are no UTF-8 give U+FFFD."""

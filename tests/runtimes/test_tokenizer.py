@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 import transformers
 
+from gptoss_onnx.runtimes import tokenizer_file
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder, Tokenizer
@@ -171,3 +172,20 @@ def test_decoder_equals_decoding_at_once(demo: Tokenizer) -> None:
 
 def _byte_tokens(tokenizer: Tokenizer, piece: bytes) -> list[int]:
     return [token for token in range(4096) if tokenizer.token_bytes(token) == piece][:1]
+
+
+@pytest.mark.parametrize("large", [0, tokenizer_file.LARGE])  # split here, split by the library
+def test_a_pattern_that_gives_up_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    monkeypatch.setattr(tokenizer_file, "LARGE", large)
+    content = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+b|."}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=2))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("aab c")) == "aab c"
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: its pattern cannot split this text \("
+    ) as e:
+        tokenizer.encode("a" * 40)
+    assert "\n" not in str(e.value)
