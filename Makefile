@@ -50,7 +50,7 @@ verify: export
 eval: $(EVAL) export
 	$(BIN)/gptoss eval $(OUT) --against $(MODEL) --report $(OUT)-report
 
-# Work in progress: about four minutes on two cores.
+# Work in progress: under three minutes on two cores.
 test-fast: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
