@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _keep(expected: Reference, package: str, figures: dict[str, Any]) -> list[di
     form = json.dumps([figures["quant"], figures["recipe"], figures["method"], figures["kv"]])
     name, digest = re.sub(r"[^-.A-Za-z0-9]", "_", package), hashlib.sha256(form.encode())
     path = expected.results / f"{name}-{digest.hexdigest()[:8]}.json"
-    path.write_text(_text({"package": package, **figures}), encoding="utf-8")
+    partial = path.with_suffix(f".{os.getpid()}")  # what is killed here leaves no half file to read
+    partial.write_text(_text({"package": package, **figures}), encoding="utf-8")
+    partial.replace(path)
     others = [other for other in sorted(expected.results.glob("*.json")) if other != path]
     return [json.loads(other.read_text(encoding="utf-8")) for other in others]
 

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
 from gptoss_onnx.cli import main
 from gptoss_onnx.evaluation.compare import bits_per_weight, read, rows
+from gptoss_onnx.evaluation.reference import Reference
 from gptoss_onnx.evaluation.report import labelled, render, verdict
+from gptoss_onnx.evaluation.results import record
 from gptoss_onnx.export.model_card import measured
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import Manifest
@@ -280,3 +283,21 @@ def test_bits_per_weight(demo_package: DemoPackage) -> None:
         rows(read([demo_package("int4"), demo_package("int8")])[0])[0]["bits"]
         == f"{found['int4']:.2f}"
     )
+
+
+def test_figures_killed_while_they_are_kept_leave_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next evaluation reads every file of figures beside its reference."""
+    expected = cast(Reference, SimpleNamespace(results=tmp_path / "results"))
+    write = Path.write_text
+
+    def killed(path: Path, text: str, **options: Any) -> int:
+        write(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record(tmp_path / "demo-int4", figures(kv="float"), expected, None)
+    assert list(expected.results.iterdir())
+    assert not list(expected.results.glob("*.json"))
