@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gptoss_onnx.graph_passes.half_precision import HalfPrecision
+from gptoss_onnx.runtimes import generation
 from gptoss_onnx.runtimes.package import Package
 from tests.conftest import seal
 from tests.o200k import o200k
+from tests.runtimes.scripted import Script, Spoken, encode
 
 Floats = NDArray[np.float32]
 SPECIALS = [
@@ -272,3 +274,30 @@ def oracle() -> openai_harmony.HarmonyEncoding:
     os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(o200k())
     name = openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS
     return openai_harmony.load_harmony_encoding(name)
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, package: Package) -> Script:
+    """says(text): what the model will answer, marks written out; its logits are still computed.
+
+    The scripted sampler also keeps the logits it was shown, in `says.logits`.
+    """
+    tokens: list[int] = []
+    logits: list[NDArray[np.float32]] = []
+
+    class Scripted:
+        def __init__(self, *_: Any) -> None: ...
+
+        def next(self, scores: NDArray[np.float32]) -> int:
+            logits.append(scores.copy())
+            if not tokens:
+                raise Spoken
+            return tokens.pop(0)
+
+    def script(text: str) -> None:
+        tokens[:] = encode(package, text)
+        logits.clear()
+
+    script.logits = logits  # type: ignore[attr-defined]
+    monkeypatch.setattr(generation, "Sampler", Scripted)
+    return script
