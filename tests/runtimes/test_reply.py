@@ -12,15 +12,8 @@ from gptoss_onnx.runtimes.harmony import Harmony, Message
 from gptoss_onnx.runtimes.reply import Reply, ToolCall, read_reply
 from gptoss_onnx.runtimes.stream_parser import kind_of
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
-from tests.runtimes.test_stream_parser import (
-    DEMO,
-    FINAL,
-    LONG,
-    STOP_IDS,
-    TOOLS,
-    encode,
-    random_reply,
-)
+from tests.runtimes.replies import FINAL, LONG, STOP_IDS, TOOLS
+from tests.runtimes.test_stream_parser import DEMO, encode, random_reply
 
 CALL = "<|channel|>commentary to={} <|constrain|>json<|message|>{{}}<|call|>"
 THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"

@@ -36,17 +36,11 @@ from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.stream_parser import Event, StreamParser
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from gptoss_onnx.runtimes.tool_schema import typescript
+from tests.runtimes.conversations import CONVERSATIONS, OTHERS
+from tests.runtimes.replies import LONG, REPLIES, STOP_IDS, TOOLS
 from tests.runtimes.schemas import NUMBERS, make_schema
-from tests.runtimes.test_harmony import CONVERSATIONS, OTHERS
 from tests.runtimes.test_reply import ARGUMENTS, FOLLOWED
-from tests.runtimes.test_stream_parser import (
-    LONG,
-    REPLIES,
-    STOP_IDS,
-    TOOLS,
-    encode,
-    random_reply,
-)
+from tests.runtimes.test_stream_parser import encode, random_reply
 from tests.runtimes.test_tokenizer import TEXTS
 from tests.runtimes.tool_cases import REFUSED, SYSTEMS, make_system, make_tool
 from tests.runtimes.tool_cases import TOOLS as TOOL_CASES
