@@ -71,3 +71,9 @@ export function systemFromShared(system: SharedSystem | null): SystemPrompt | nu
   const { knowledge_cutoff: knowledgeCutoff, ...rest } = system;
   return { ...rest, knowledgeCutoff };
 }
+
+export async function collect<T>(stream: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = [];
+  for await (const one of stream) all.push(one);
+  return all;
+}
