@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, Result, generate_batch
 from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.package import Package
@@ -16,13 +17,15 @@ from gptoss_onnx.runtimes.stream_parser import kind_of
 def answer(
     package: Package, prompts: Sequence[str], *, raw: bool = False, **options: Any
 ) -> list[dict[str, Any]]:
-    """A dict a prompt: text, finish_reason, usage.
+    """A dict a prompt: text, finish_reason, usage. UserError where `prompts` is one text alone.
 
     `raw` continues the prompt as it stands; else it is a user's message and the answer is the final
     channel's text. Then there are also `messages`, all that the model wrote as a list of kind and
     text, and `cut_in`, the kind of message in which the reply was cut, null when it is complete.
     `options` are those of `generation.Options`.
     """
+    if isinstance(prompts, str):  # a sequence of texts too, of a character each
+        raise UserError("prompts is one text: give a list of prompts")
     if raw:
         ids = [package.tokenizer.encode(prompt) for prompt in prompts]
     else:

@@ -42,3 +42,9 @@ def test_examples_run(
     failed, tried = doctest.testmod(importlib.import_module(module))
     assert tried >= 2
     assert failed == 0
+
+
+def test_one_prompt_alone_is_not_taken_letter_by_letter(demo_package: DemoPackage) -> None:
+    package = gptoss_onnx.Package.open(demo_package("int4"))
+    with pytest.raises(gptoss_onnx.UserError, match="give a list of prompts"):
+        gptoss_onnx.answer(package, "What?")
