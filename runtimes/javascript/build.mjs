@@ -16,6 +16,7 @@ await build({
   bundle: true,
   splitting: true,
   minify: true,
+  charset: "utf8",
   platform: "neutral",
   external: ["./import_url.js", "node:*", "onnxruntime-node", "onnxruntime-web/*"],
 });

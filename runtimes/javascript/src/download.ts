@@ -8,6 +8,7 @@ import { UserError, firstLine } from "./errors.js";
 import type { FileEntry, Manifest } from "./manifest.js";
 
 const CACHE = "gptoss-onnx";
+const COPY = "copy the package there again";
 
 export class Downloader {
   /** Why the browser keeps no copy; undefined when it does. */
@@ -98,9 +99,7 @@ export class Downloader {
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
     const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
     if (hex !== entry.sha256) {
-      throw new UserError(
-        `${url}: its bytes changed: the SHA-256 is not the manifest's; copy the package there again`,
-      );
+      throw new UserError(`${url}: its bytes changed: the SHA-256 is not the manifest's; ${COPY}`);
     }
     await this.#put(key, bytes);
     return bytes;
@@ -126,9 +125,7 @@ export class Downloader {
       throw new Unreachable(`${response.url}: broke off after ${length} bytes (${firstLine(error)})`);
     }
     if (length !== size) {
-      throw new UserError(
-        `${response.url}: ${length} bytes instead of ${size}; copy the package there again`,
-      );
+      throw new UserError(`${response.url}: ${length} bytes instead of ${size}; ${COPY}`);
     }
     return bytes;
   }

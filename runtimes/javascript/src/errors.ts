@@ -3,6 +3,8 @@ export class UserError extends Error {
   override name = "UserError";
 }
 
+export const DISPOSED = "this model was disposed of: load it again";
+
 /** The first line of anything thrown. */
 export function firstLine(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);

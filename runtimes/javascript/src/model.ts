@@ -1,7 +1,7 @@
 /** A loaded package: what every platform's `GptOss` can do once its graph is there. */
 import type { Backend } from "./backend.js";
 import { type ChatOptions, Conversation, Reply, events } from "./chat.js";
-import { UserError } from "./errors.js";
+import { DISPOSED, UserError } from "./errors.js";
 import { checkGraph } from "./graph_contract.js";
 import { type GenerateOptions, Generation } from "./generation.js";
 import { GENERATION_CONFIG, samplingFromConfig, stopIdsFromConfig } from "./generation_config.js";
@@ -115,7 +115,7 @@ export class Model {
 
   /** A KV cache to drive by hand, as `generate` does. */
   newSession(maxLength?: number): Session {
-    if (this.#disposed) throw new UserError("this model was disposed of: load it again");
+    if (this.#disposed) throw new UserError(DISPOSED);
     return new Session(this.#backend, this.manifest, maxLength);
   }
 
@@ -132,7 +132,7 @@ export class Model {
   }
 
   #shared(): Session {
-    if (this.#disposed) throw new UserError("this model was disposed of: load it again");
+    if (this.#disposed) throw new UserError(DISPOSED);
     return (this.#session ??= this.newSession());
   }
 

@@ -85,8 +85,7 @@ async function importRuntime(): Promise<Ort> {
   }
   if (told === undefined && wasSetUpBefore()) {
     process.emitWarning(
-      "onnxruntime-node was in use before gptoss-onnx could stop its reports to its maker; " +
-        "load the package first, or set ORT_DISABLE_TELEMETRY=1",
+      "onnxruntime-node was in use before its reports were off: load the package first, or set ORT_DISABLE_TELEMETRY=1",
     );
   }
   return ort;

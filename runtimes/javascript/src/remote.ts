@@ -1,6 +1,6 @@
 /** A model in a Web Worker, so that the page it serves never blocks. */
 import { type ChatOptions, Conversation, Reply, type ReplyEnd } from "./chat.js";
-import { UserError } from "./errors.js";
+import { DISPOSED, UserError } from "./errors.js";
 import type { GenerateOptions, Usage } from "./generation.js";
 import type { Message } from "./harmony.js";
 import type { GenerateEnd, LoadedInfo, Request, Response } from "./protocol.js";
@@ -119,7 +119,7 @@ class Link {
   ask(request: Distribute<Request>, signal?: AbortSignal): Answers {
     const id = this.#next++;
     const start = (tell: (said: Response) => void) => {
-      if (this.#closed) throw new UserError("this model was disposed of: load it again");
+      if (this.#closed) throw new UserError(DISPOSED);
       this.#open.set(id, tell);
       this.#worker.postMessage({ ...request, id });
     };
@@ -130,8 +130,8 @@ class Link {
   close(): void {
     this.#closed = true;
     this.#worker.terminate();
-    const message = "this model was disposed of: load it again";
-    for (const [id, tell] of this.#open) tell({ id, is: "error", name: "UserError", message });
+    const error = { is: "error", name: "UserError", message: DISPOSED } as const;
+    for (const [id, tell] of this.#open) tell({ id, ...error });
   }
 }
 

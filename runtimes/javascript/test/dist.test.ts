@@ -73,5 +73,5 @@ test.each([undefined, "1"])("where the runtime was set up before, answers are th
     env: { PATH: process.env.PATH, ...(told && { ORT_DISABLE_TELEMETRY: told }) },
   });
   expect(done.stdout).toBe(`${ANSWER}\nundefined\n`);
-  expect(done.stderr.split("before gptoss-onnx could stop its reports")).toHaveLength(told ? 1 : 2);
+  expect(done.stderr.split("was in use before its reports were off")).toHaveLength(told ? 1 : 2);
 });
