@@ -83,7 +83,7 @@ async function importRuntime(): Promise<Ort> {
       `onnxruntime-node cannot be loaded: npm install onnxruntime-node (${firstLine(error)})`,
     );
   }
-  if (told === undefined && wasSetUpBefore()) {
+  if (told === undefined && wasSetUpBefore(ort)) {
     process.emitWarning(
       "onnxruntime-node was in use before its reports were off: load the package first, or set ORT_DISABLE_TELEMETRY=1",
     );

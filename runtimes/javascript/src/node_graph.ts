@@ -48,19 +48,19 @@ export async function openGraph(
   path: string,
   options: InferenceSession.SessionOptions,
 ): Promise<Graph> {
-  const version = ort.env.versions.node ?? "";
-  const internals = version.startsWith("1.30.") ? setUp() : undefined;
+  const internals = setUp(ort);
   if (internals?.binding[STATE]) return new DirectGraph(internals, path, options);
   return ort.InferenceSession.create(path, options);
 }
 
 /** Whether onnxruntime-node was in use before this library; false where that cannot be told. */
-export function wasSetUpBefore(): boolean {
-  const internals = setUp();
+export function wasSetUpBefore(ort: Ort): boolean {
+  const internals = setUp(ort);
   return internals !== undefined && !internals.binding[STATE];
 }
 
-function setUp(): Internals | undefined {
+function setUp(ort: Ort): Internals | undefined {
+  if (!ort.env.versions.node?.startsWith("1.30.")) return undefined; // others are left as they are
   try {
     const internals: Internals = createRequire(import.meta.url)("onnxruntime-node/dist/binding.js");
     const { binding, initOrt } = internals;
