@@ -1,0 +1,204 @@
+"""A checked request in our own terms, whichever API it came by, and the pieces of its answer.
+
+Chat completions, responses and batch files are translations to a `Turn` and from its `Piece`s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from gptoss_onnx.assistant.choice import Choice, Finished, Piece
+from gptoss_onnx.runtimes.errors import UserError
+from gptoss_onnx.runtimes.generation import Options
+from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
+from gptoss_onnx.runtimes.harmony_tools import tool_names
+from gptoss_onnx.runtimes.package import Package
+from gptoss_onnx.runtimes.scheduler import Request
+
+if TYPE_CHECKING:
+    from gptoss_onnx.runtimes.engine import Engine
+
+_DEFAULT_SYSTEM = SystemPrompt()
+_DEFAULT_OPTIONS = Options()
+_SEEDS = 1 << 64
+_LONG = 20_000  # characters of a conversation that are worth a thread to encode
+
+
+@dataclass(frozen=True)
+class Named:
+    """The one tool that must be called."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class JsonFormat:
+    """The answer is a JSON object, of `schema` where there is one."""
+
+    schema: dict[str, Any] | None = None
+
+
+class TooLong(UserError):
+    """The prompt leaves no room for a reply."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is asked for. `messages` may end with a tool's results.
+
+    `strict`: names of the tools whose arguments are held to their schema. `stop`: texts that end
+    the final message. `n` replies are written at once. `top_logprobs`: None for no log
+    probabilities, 0 for the chosen token's alone. `timeout`: seconds until the reply is cut.
+    """
+
+    messages: Sequence[Message] = ()
+    system: SystemPrompt | None = _DEFAULT_SYSTEM
+    instructions: str | None = None
+    tools: Sequence[Tool | ToolNamespace] = ()
+    strict: frozenset[str] = frozenset()
+    tool_choice: Literal["auto", "none", "required"] | Named = "auto"
+    parallel_tool_calls: bool = True
+    response_format: JsonFormat | None = None
+    options: Options = _DEFAULT_OPTIONS
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    top_logprobs: int | None = None
+    timeout: float | None = None
+
+    @cached_property
+    def tool_names(self) -> list[str]:
+        """What a call may name. None when the model must not call: it is shown no tool then."""
+        return tool_names(self.shown_tools)
+
+    @property
+    def shown_tools(self) -> Sequence[Tool | ToolNamespace]:
+        return () if self.tool_choice == "none" else self.tools
+
+    def prompt(self, package: Package) -> tuple[list[int], tuple[int, ...]]:
+        """Ids, and after how many of them the system and developer messages end."""
+        ids = package.harmony.render(
+            self.messages,
+            # Of today; a conversation that goes on past midnight is prefilled once more.
+            system=self.system and self.system.pinned(),
+            instructions=self.instructions,
+            tools=self.shown_tools,
+        )
+        heads = bool(self.system) + bool(self.instructions is not None or self.shown_tools)
+        start, place = package.tokenizer.special("<|start|>"), 0
+        for _ in range(heads):
+            place = ids.index(start, place + 1)
+        return ids, (place,) if place else ()
+
+    def sampling_of(self, choice: int) -> Options:
+        """The options of one of `n`: with a seed, each has its own."""
+        sampling = self.options.sampling
+        if not choice or sampling is None or sampling.seed is None:
+            return self.options
+        seed = (sampling.seed + choice) % _SEEDS
+        return replace(self.options, sampling=replace(sampling, seed=seed))
+
+
+@dataclass
+class Answer:
+    """A turn under way: iterate over it once, for lists of what came since the last.
+
+    Each choice ends with its `Finished`. Leaving the iteration cancels what is left, as does
+    `cancel`, at once and from any thread.
+    """
+
+    choices: list[Choice]
+    prompt_tokens: int
+    _wake: Callable[[], None]
+    _event: asyncio.Event
+    _pause: Callable[[], None]
+    finished: list[Finished] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        for choice in self.choices:
+            choice.running.cancel()
+        self._wake()
+
+    async def __aiter__(self) -> AsyncIterator[list[Piece | Finished]]:
+        open_choices = list(self.choices)
+        try:
+            while open_choices:
+                await self._event.wait()
+                self._pause()
+                pieces: list[Piece | Finished] = []
+                for choice in open_choices:
+                    if choice.slow:  # a filter that takes its time
+                        pieces += await asyncio.to_thread(choice.take)
+                    else:
+                        pieces += choice.take()
+                open_choices = [choice for choice in open_choices if choice.finished is None]
+                self.finished += [piece for piece in pieces if isinstance(piece, Finished)]
+                if pieces:
+                    yield pieces
+        finally:
+            if open_choices:
+                self.cancel()
+
+
+async def start(engine: Engine, turn: Turn, content_filter: Any = None) -> Answer:
+    """Begin to answer `turn`; of a prompt that a filter blocks, the answer is finished already.
+
+    UserError for a turn that cannot be: TooLong, and the engine's QueueFull, among them.
+    """
+    package = engine.package
+    size = sum(len(message.content) for message in turn.messages) + len(turn.instructions or "")
+    if size > _LONG:
+        ids, marks = await asyncio.to_thread(turn.prompt, package)
+    else:
+        ids, marks = turn.prompt(package)
+    room = max_length(engine)
+    if len(ids) >= room:
+        raise TooLong(
+            f"the prompt has {len(ids)} tokens, and the context of this model holds {room}, with "
+            f"at least one for the reply: shorten the prompt by {len(ids) - room + 1} or more"
+        )
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    woken = False
+
+    def wake() -> None:  # on the engine's thread
+        nonlocal woken
+        if not woken:  # else whoever was woken will find this too
+            woken = True
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(event.set)
+
+    def pause() -> None:  # before what came is taken, so that nothing waits unnoticed
+        nonlocal woken
+        event.clear()
+        woken = False
+
+    deadline = None if turn.timeout is None else time.monotonic() + turn.timeout
+    choices: list[Choice] = []
+    try:
+        for place in range(turn.n):
+            request = Request(
+                ids,
+                turn.sampling_of(place),
+                marks,
+                constraint=None,
+                top_logprobs=turn.top_logprobs,
+                deadline=deadline,
+            )
+            running = engine.submit(request, wake)
+            choices.append(Choice(place, running, package, turn))
+    except BaseException:
+        for choice in choices:
+            choice.running.cancel()
+        raise
+    wake()  # what ended before it began wakes nobody
+    return Answer(choices, len(ids), wake, event, pause)
+
+
+def max_length(engine: Engine) -> int:
+    """Tokens of a prompt and its reply."""
+    return engine.max_length
