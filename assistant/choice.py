@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gptoss_onnx.assistant.call_ids import new_call_id
 from gptoss_onnx.assistant.stop_texts import StopTexts, first_stop
@@ -55,13 +55,7 @@ class TurnUsage:
     reasoning_tokens: int = 0  # of the completion's
 
     def __add__(self, other: TurnUsage) -> TurnUsage:
-        """Of several choices: they share the prompt."""
-        return TurnUsage(
-            max(self.prompt_tokens, other.prompt_tokens),
-            max(self.cached_tokens, other.cached_tokens),
-            self.completion_tokens + other.completion_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-        )
+        return TurnUsage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -76,14 +70,24 @@ class Finished:
     verdicts: tuple[str, ...] = ()
 
 
+class AnyChoice(Protocol):
+    """What an `Answer` is made of."""
+
+    running: Running
+    finished: Finished | None
+    slow: bool  # whether taking may take so long that a thread should do it
+
+    def take(self) -> list[Piece | Finished]:
+        """What is new, the reply's end included."""
+
+
 class Choice:
     """Take from it whenever its engine says that something is new."""
-
-    slow = False  # whether taking may take so long that a thread should do it
 
     def __init__(self, place: int, running: Running, package: Package, turn: Turn) -> None:
         self.running = running
         self.finished: Finished | None = None
+        self.slow = False
         self._place = place
         self._tokenizer = package.tokenizer
         self._turn = turn
@@ -224,3 +228,10 @@ class Choice:
                 return [*messages, replace(message, content=message.content[:place])]
             messages.append(message)
         return messages
+
+
+def usage_of(running: Running, reasoning: int, *, shared: bool) -> TurnUsage:
+    """`shared`: another choice counts the prompt."""
+    used = running.usage
+    prompt = (0, 0) if shared else (used.prompt_tokens, used.reused_tokens)
+    return TurnUsage(*prompt, used.new_tokens, reasoning)

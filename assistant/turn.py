@@ -6,14 +6,15 @@ Chat completions, responses and batch files are translations to a `Turn` and fro
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptoss_onnx.assistant.choice import Choice, Finished, Piece
+from gptoss_onnx.assistant.choice import AnyChoice, Choice, Finished, Piece
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
@@ -42,6 +43,14 @@ class JsonFormat:
     """The answer is a JSON object, of `schema` where there is one."""
 
     schema: dict[str, Any] | None = None
+    name: str = "json"
+    description: str | None = None
+
+    def text(self) -> str:
+        """What the model is told of it, as the format's description has it."""
+        about = [f"// {line}" for line in (self.description or "").splitlines()]
+        schema = json.dumps(self.schema or {"type": "object"}, ensure_ascii=False)
+        return "\n".join(["# Response Formats", "", f"## {self.name}", "", *about, schema])
 
 
 class TooLong(UserError):
@@ -80,28 +89,39 @@ class Turn:
     def shown_tools(self) -> Sequence[Tool | ToolNamespace]:
         return () if self.tool_choice == "none" else self.tools
 
+    @property
+    def developer(self) -> str | None:
+        """Instructions, with the form of the answer."""
+        if self.response_format is None:
+            return self.instructions
+        return "\n\n".join(filter(None, (self.instructions, self.response_format.text())))
+
     def prompt(self, package: Package) -> tuple[list[int], tuple[int, ...]]:
         """Ids, and after how many of them the system and developer messages end."""
         ids = package.harmony.render(
             self.messages,
             # Of today; a conversation that goes on past midnight is prefilled once more.
             system=self.system and self.system.pinned(),
-            instructions=self.instructions,
+            instructions=self.developer,
             tools=self.shown_tools,
         )
-        heads = bool(self.system) + bool(self.instructions is not None or self.shown_tools)
+        heads = bool(self.system) + bool(self.developer is not None or self.shown_tools)
         start, place = package.tokenizer.special("<|start|>"), 0
         for _ in range(heads):
             place = ids.index(start, place + 1)
         return ids, (place,) if place else ()
 
-    def sampling_of(self, choice: int) -> Options:
+    def options_of(self, choice: int) -> Options:
         """The options of one of `n`: with a seed, each has its own."""
-        sampling = self.options.sampling
-        if not choice or sampling is None or sampling.seed is None:
-            return self.options
-        seed = (sampling.seed + choice) % _SEEDS
-        return replace(self.options, sampling=replace(sampling, seed=seed))
+        return with_seed(self.options, choice)
+
+
+def with_seed(options: Options, choice: int) -> Options:
+    """Of several replies to one prompt each has its own seed, counted on from the first's."""
+    sampling = options.sampling
+    if not choice or sampling is None or sampling.seed is None:
+        return options
+    return replace(options, sampling=replace(sampling, seed=(sampling.seed + choice) % _SEEDS))
 
 
 @dataclass
@@ -112,7 +132,7 @@ class Answer:
     `cancel`, at once and from any thread.
     """
 
-    choices: list[Choice]
+    choices: Sequence[AnyChoice]
     prompt_tokens: int
     _wake: Callable[[], None]
     _event: asyncio.Event
@@ -156,12 +176,25 @@ async def start(engine: Engine, turn: Turn, content_filter: Any = None) -> Answe
         ids, marks = await asyncio.to_thread(turn.prompt, package)
     else:
         ids, marks = turn.prompt(package)
-    room = max_length(engine)
-    if len(ids) >= room:
-        raise TooLong(
-            f"the prompt has {len(ids)} tokens, and the context of this model holds {room}, with "
-            f"at least one for the reply: shorten the prompt by {len(ids) - room + 1} or more"
+    check_length(engine, ids)
+    deadline = deadline_in(turn.timeout)
+
+    def choice(place: int, wake: Callable[[], None]) -> Choice:
+        request = Request(
+            ids,
+            turn.options_of(place),
+            marks,
+            constraint=None,
+            top_logprobs=turn.top_logprobs,
+            deadline=deadline,
         )
+        return Choice(place, engine.submit(request, wake), package, turn)
+
+    return begin([partial(choice, place) for place in range(turn.n)], len(ids))
+
+
+def begin(choices: Sequence[Callable[[Callable[[], None]], AnyChoice]], prompt: int) -> Answer:
+    """Each of `choices` is called with what it is to tell news by: all are submitted, or none."""
     loop, event = asyncio.get_running_loop(), asyncio.Event()
     woken = False
 
@@ -177,28 +210,28 @@ async def start(engine: Engine, turn: Turn, content_filter: Any = None) -> Answe
         event.clear()
         woken = False
 
-    deadline = None if turn.timeout is None else time.monotonic() + turn.timeout
-    choices: list[Choice] = []
+    begun: list[AnyChoice] = []
     try:
-        for place in range(turn.n):
-            request = Request(
-                ids,
-                turn.sampling_of(place),
-                marks,
-                constraint=None,
-                top_logprobs=turn.top_logprobs,
-                deadline=deadline,
-            )
-            running = engine.submit(request, wake)
-            choices.append(Choice(place, running, package, turn))
-    except BaseException:
         for choice in choices:
-            choice.running.cancel()
+            begun.append(choice(wake))
+    except BaseException:
+        for other in begun:
+            other.running.cancel()
         raise
     wake()  # what ended before it began wakes nobody
-    return Answer(choices, len(ids), wake, event, pause)
+    return Answer(begun, prompt, wake, event, pause)
 
 
-def max_length(engine: Engine) -> int:
-    """Tokens of a prompt and its reply."""
-    return engine.max_length
+def check_length(engine: Engine, ids: Sequence[int]) -> None:
+    """TooLong where no token of a reply fits behind the prompt."""
+    room = engine.max_length
+    if len(ids) >= room:
+        raise TooLong(
+            f"the prompt has {len(ids)} tokens, and the context of this model holds {room}, with "
+            f"at least one for the reply: shorten the prompt by {len(ids) - room + 1} or more"
+        )
+
+
+def deadline_in(seconds: float | None) -> float | None:
+    """As an engine takes it."""
+    return None if seconds is None else time.monotonic() + seconds
