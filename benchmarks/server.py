@@ -1,5 +1,6 @@
 """What an OpenAI-compatible server does for many clients at once, alone or beside another.
 
+\b
     python benchmarks/server.py http://127.0.0.1:8000 --model demo
     ... --against http://127.0.0.1:8080 --against-model demo-q4     the two in turns, and ratios
     ... --follow-up --api chat --prompt-tokens 2000    the second turn's first token
