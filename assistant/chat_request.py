@@ -134,5 +134,6 @@ class ChatRequest(SamplingFields, PenaltyFields):
         asked = self.response_format
         if isinstance(asked, JsonSchemaFormat):
             found = asked.json_schema
-            return JsonFormat(found.schema_ or {"type": "object"}, found.name, found.description)
+            schema, strict = found.schema_ or {"type": "object"}, found.strict is True
+            return JsonFormat(schema, found.name, found.description, strict)
         return JsonFormat() if isinstance(asked, JsonObjectFormat) else None

@@ -206,11 +206,10 @@ class Choice:
                 pieces += self._tell(event)
         if not ended:
             pieces += self._release()
-        usage = self.running.usage
         self.finished = Finished(
             self._place,
             "tool_calls" if self._calls and reason == "stop" else reason,
-            TurnUsage(usage.prompt_tokens, usage.reused_tokens, usage.new_tokens, self._reasoning),
+            usage_of(self.running, self._reasoning, shared=self._place > 0),
             self._messages(),
             self.running.error,
         )

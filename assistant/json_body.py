@@ -38,6 +38,8 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 
 
 def validated(content: Any, model: type[Model]) -> Model:
+    if not isinstance(content, dict):
+        raise ApiError("the body must be a JSON object")
     try:
         return model.model_validate(content)
     except ValidationError as error:

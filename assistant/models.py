@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_onnx.assistant.errors import ApiError, not_served
+from gptoss_onnx.assistant.grammar import Grammars
 from gptoss_onnx.runtimes.engine import Engine
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST, Manifest
@@ -40,6 +41,7 @@ class Model:
     context_length: int  # tokens of a prompt and its reply
     created: int  # seconds since 1970
     engine: Engine | None = None
+    grammars: Grammars | None = None  # of the engine's package
     lent: int = 0  # requests that use it
     used: float = 0.0
 
@@ -129,6 +131,7 @@ class Models:
                 status=503,
                 code="model_not_loaded",
             ) from error
+        model.grammars = Grammars(model.engine.package)
         model.used = time.monotonic()
         self.on_load(model.id)
         return model.engine
@@ -164,7 +167,7 @@ class Models:
                 ) from None
 
     async def _unload(self, model: Model) -> None:
-        engine, model.engine = model.engine, None
+        engine, model.engine, model.grammars = model.engine, None, None
         if engine is not None:
             await asyncio.to_thread(engine.close)
 

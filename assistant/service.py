@@ -61,7 +61,7 @@ class Service:
         async def begin(engine: Engine) -> Answer:
             turn = make(engine)
             exchange.prompt = "\n\n".join(message.content for message in turn.messages)
-            return await start(engine, turn, self.content_filter)
+            return await start(engine, turn, exchange.model.grammars, self.content_filter)
 
         exchange = Exchange(self, endpoint, request)
         return await self.begin(exchange, model, begin)

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from gptoss_onnx.assistant.choice import AnyChoice, Choice, Finished, Piece
+from gptoss_onnx.assistant.grammar import Grammars, constraint_for
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
@@ -23,6 +24,7 @@ from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.scheduler import Request
 
 if TYPE_CHECKING:
+    from gptoss_onnx.runtimes.constraint import Constraint
     from gptoss_onnx.runtimes.engine import Engine
 
 _DEFAULT_SYSTEM = SystemPrompt()
@@ -45,6 +47,7 @@ class JsonFormat:
     schema: dict[str, Any] | None = None
     name: str = "json"
     description: str | None = None
+    strict: bool = True  # else what cannot be enforced of the schema is passed over
 
     def text(self) -> str:
         """What the model is told of it, as the format's description has it."""
@@ -82,12 +85,8 @@ class Turn:
 
     @cached_property
     def tool_names(self) -> list[str]:
-        """What a call may name. None when the model must not call: it is shown no tool then."""
-        return tool_names(self.shown_tools)
-
-    @property
-    def shown_tools(self) -> Sequence[Tool | ToolNamespace]:
-        return () if self.tool_choice == "none" else self.tools
+        """What a call may name."""
+        return tool_names(self.tools)
 
     @property
     def developer(self) -> str | None:
@@ -103,13 +102,33 @@ class Turn:
             # Of today; a conversation that goes on past midnight is prefilled once more.
             system=self.system and self.system.pinned(),
             instructions=self.developer,
-            tools=self.shown_tools,
+            tools=self.tools,
         )
-        heads = bool(self.system) + bool(self.developer is not None or self.shown_tools)
+        heads = bool(self.system) + bool(self.developer is not None or self.tools)
         start, place = package.tokenizer.special("<|start|>"), 0
         for _ in range(heads):
             place = ids.index(start, place + 1)
         return ids, (place,) if place else ()
+
+    @property
+    def held(self) -> bool:
+        """Whether the reply is held to a form."""
+        return bool(self.strict or self.response_format or self.tool_choice != "auto")
+
+    def constraint(self, grammars: Grammars) -> Constraint | None:
+        """What holds one choice to it; UserError for what cannot be."""
+        if not self.held:
+            return None
+        return constraint_for(
+            grammars,
+            self.tools,
+            strict=self.strict,
+            tool_choice=self.tool_choice,
+            parallel=self.parallel_tool_calls,
+            response_format=self.response_format,
+            strict_format=self.response_format is None or self.response_format.strict,
+            stop_ids=self.options.stop_ids,
+        )
 
     def options_of(self, choice: int) -> Options:
         """The options of one of `n`: with a seed, each has its own."""
@@ -165,9 +184,12 @@ class Answer:
                 self.cancel()
 
 
-async def start(engine: Engine, turn: Turn, content_filter: Any = None) -> Answer:
+async def start(
+    engine: Engine, turn: Turn, grammars: Grammars | None = None, content_filter: Any = None
+) -> Answer:
     """Begin to answer `turn`; of a prompt that a filter blocks, the answer is finished already.
 
+    `grammars` are the package's, kept from turn to turn: those of a schema take time to make.
     UserError for a turn that cannot be: TooLong, and the engine's QueueFull, among them.
     """
     package = engine.package
@@ -178,13 +200,17 @@ async def start(engine: Engine, turn: Turn, content_filter: Any = None) -> Answe
         ids, marks = turn.prompt(package)
     check_length(engine, ids)
     deadline = deadline_in(turn.timeout)
+    grammars = grammars or Grammars(package)
+    # A large vocabulary takes a second the first time.
+    constraints = [await asyncio.to_thread(turn.constraint, grammars)] if turn.held else [None]
+    constraints += [turn.constraint(grammars) for _ in range(turn.n - 1)]
 
     def choice(place: int, wake: Callable[[], None]) -> Choice:
         request = Request(
             ids,
             turn.options_of(place),
             marks,
-            constraint=None,
+            constraint=constraints[place],
             top_logprobs=turn.top_logprobs,
             deadline=deadline,
         )
