@@ -185,11 +185,11 @@ class _Logprobs:
     """Of one choice's tokens, in this API's shape."""
 
     def __init__(self, package: Package) -> None:
-        self._show = package.tokenizer.show
+        self._tokenizer = package.tokenizer
         self._offset = 0
 
     def of(self, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
-        shown = [self._show([token.id]) for token in tokens]
+        shown = [self._show(token.id) for token in tokens]
         offsets = []
         start = self._offset
         for piece in shown:
@@ -200,10 +200,18 @@ class _Logprobs:
             "tokens": shown,
             "token_logprobs": [_finite(token.logprob) for token in tokens],
             "top_logprobs": [
-                {self._show([i]): _finite(value) for i, value in token.top} for token in tokens
+                {self._show(i): _finite(value) for i, value in token.top} for token in tokens
             ],
             "text_offset": offsets,
         }
+
+    def _show(self, token: int) -> str:
+        """Its text; of half a character its bytes, so that two of a list do not look the same."""
+        data = self._tokenizer.token_bytes(token)
+        try:
+            return data.decode() or self._tokenizer.show([token])
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

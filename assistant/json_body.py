@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -13,7 +13,6 @@ from starlette.requests import Request
 from gptoss_onnx.assistant.errors import ApiError
 
 _DEEPEST = 100  # levels of nesting: a tool's schema has ten
-_TAGS = ("str", "list", "text", "json_object", "json_schema")
 _LONGEST_NUMBER = 300  # digits: Python's own limit is on other machines another
 
 
@@ -43,7 +42,7 @@ def validated(content: Any, model: type[Model]) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _fault(error) from error
+        raise _fault(error, content) from error
 
 
 def parse(data: bytes) -> Any:
@@ -99,18 +98,23 @@ def _too_deep() -> ApiError:
     return ApiError(f"the body is nested too deeply: {_DEEPEST} levels at most")
 
 
-def _fault(error: ValidationError) -> ApiError:
+def _fault(error: ValidationError, content: Any) -> ApiError:
     """The first fault that pydantic found, with the place it is at."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    loc = first["loc"]
-    place = [part for i, part in enumerate(loc) if not _is_tag(part, loc[i - 1] if i else None)]
-    param = ".".join(map(str, place)) or None
+    param = ".".join(map(str, _place(first["loc"], content))) or None
     words = first["msg"].removeprefix("Value error, ")
     return ApiError(f"{param}: {words}" if param else words, param=param)
 
 
-def _is_tag(part: int | str, before: int | str | None) -> bool:
-    """Whether pydantic names an alternative of a union that it tried, and no field."""
-    if not isinstance(part, str):
-        return False
-    return part in _TAGS or "[" in part or part[:1].isupper() or isinstance(before, int)
+def _place(found: Sequence[int | str], content: Any) -> Iterator[int | str]:
+    """Without the alternatives of unions that pydantic names: they are no part of `content`."""
+    for i, part in enumerate(found):
+        here = content if isinstance(content, dict) else {}
+        if isinstance(part, int) and isinstance(content, list):
+            yield part
+            content = content[part]
+        elif part in here:
+            yield part
+            content = here[part]
+        elif isinstance(content, dict) and i == len(found) - 1:  # what is missing
+            yield part

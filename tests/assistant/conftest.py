@@ -42,18 +42,19 @@ def package(package_folder: Path) -> Package:
 def says(monkeypatch: pytest.MonkeyPatch, package: Package) -> Says:
     """says(*texts): what the model answers to one request after the other, the last ever after.
 
-    Marks are written out. Behind a text's end comes a stop token.
+    Marks are written out. Behind a text's end comes a stop token. In the place of a token that a
+    constraint forbids comes the likeliest of the others.
     """
+    end = package.tokenizer.special("<|return|>")
     scripts: list[list[int]] = []
 
     class Scripted:
         def __init__(self, *_: Any) -> None:
             self._tokens = list(scripts.pop(0) if len(scripts) > 1 else scripts[0])
-            self._tokens.append(package.tokenizer.special("<|return|>"))
 
         def next(self, scores: NDArray[np.float32]) -> int:
-            del scores
-            return self._tokens.pop(0)
+            token = self._tokens.pop(0) if self._tokens else end
+            return token if np.isfinite(scores[token]) else int(scores.argmax())
 
     def script(*texts: str) -> None:
         scripts[:] = [encode(package, text) for text in texts]

@@ -216,28 +216,70 @@ def test_a_timeout_cuts_a_reply(serve: Any, says: Says) -> None:
     assert found["message"]["content"] == ""
 
 
-def test_a_json_answer_is_held_to_its_schema(client: TestClient) -> None:
-    """By the model's own weights, which are random."""
-    schema = {
-        "type": "object",
-        "properties": {"sunny": {"type": "boolean"}},
-        "required": ["sunny"],
-        "additionalProperties": False,
-    }
-    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": schema, "strict": True}}
-    answer = client.post(
-        CHAT,
-        json=body(
-            response_format=form,
-            tool_choice="none",
-            seed=3,
-            temperature=0,
-            max_tokens=1500,
-        ),
-    ).json()
-    message = answer["choices"][0]["message"]
-    if answer["choices"][0]["finish_reason"] == "stop":
-        assert json.loads(message["content"])["sunny"] in (True, False)
+SUNNY = {
+    "type": "object",
+    "properties": {"sunny": {"type": "boolean"}},
+    "required": ["sunny"],
+    "additionalProperties": False,
+}
+SUNNY_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "w", "schema": SUNNY, "strict": True},
+}
+LOOSE = f"{THOUGHT}<|channel|>final<|message|>It is.<|return|>"
+
+
+def test_a_json_answer_is_held_to_its_schema(client: TestClient, says: Says) -> None:
+    says(LOOSE)
+    assert both(client)[0]["message"]["content"] == "It is."
+    found = both(client, response_format=SUNNY_FORMAT)[0]
+    assert json.loads(found["message"]["content"]).keys() == {"sunny"}
+    assert found["message"]["reasoning"] == "Hm."  # which nothing holds
+    assert found["finish_reason"] == "stop"
+    text = both(client, response_format={"type": "json_object"})[0]["message"]["content"]
+    assert isinstance(json.loads(text), dict)
+
+
+def test_the_model_is_told_of_the_schema(client: TestClient, says: Says, package: Package) -> None:
+    says(LOOSE)
+    bare, told = chat(client), chat(client, response_format=SUNNY_FORMAT)
+    assert told["usage"]["prompt_tokens"] > bare["usage"]["prompt_tokens"] + len(json.dumps(SUNNY))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_arguments_of_a_strict_tool_are_held_to_its_schema(
+    strict: bool, client: TestClient, says: Says
+) -> None:
+    says("<|channel|>commentary to=functions.f<|message|>It is!<|call|>")
+    tool = {"type": "function", "function": {"name": "f", "parameters": SUNNY, "strict": strict}}
+    found = both(client, tools=[tool])[0]["message"]["tool_calls"][0]["function"]["arguments"]
+    if strict:
+        assert json.loads(found).keys() == {"sunny"}
+    else:
+        assert found == "It is!"  # as the model wrote them, no JSON
+
+
+@pytest.mark.parametrize(
+    ("choice", "may"),
+    [("required", "ab"), ({"type": "function", "function": {"name": "b"}}, "b")],
+)
+def test_a_call_can_be_required(choice: Any, may: str, client: TestClient, says: Says) -> None:
+    says(LOOSE)
+    tools = [{"type": "function", "function": {"name": name, "parameters": SUNNY, "strict": True}}
+             for name in "ab"]  # fmt: skip
+    found = both(client, tools=tools, tool_choice=choice)[0]
+    assert found["finish_reason"] == "tool_calls"
+    assert not found["message"]["content"]
+    for call in found["message"]["tool_calls"]:
+        assert call["function"]["name"] in may
+        assert json.loads(call["function"]["arguments"]).keys() == {"sunny"}
+
+
+def test_a_call_can_be_forbidden(client: TestClient, says: Says) -> None:
+    says(CALL)
+    assert both(client, tools=[WEATHER])[0]["finish_reason"] == "tool_calls"
+    found = both(client, tools=[WEATHER], tool_choice="none", max_tokens=200)[0]
+    assert "tool_calls" not in found["message"]
 
 
 def test_commentary_is_no_part_of_a_json_answer(client: TestClient, says: Says) -> None:
@@ -246,16 +288,6 @@ def test_commentary_is_no_part_of_a_json_answer(client: TestClient, says: Says) 
     found = both(client, response_format={"type": "json_object"})[0]["message"]
     assert json.loads(found["content"]) == {"a": 1}
     assert found["reasoning"] == "Sure:"
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "b"}}])
-def test_a_call_can_be_required(choice: Any, client: TestClient) -> None:
-    """By the model's own weights, which are random."""
-    tools = [{"type": "function", "function": {"name": name}} for name in "ab"]
-    found = both(client, tools=tools, tool_choice=choice, max_tokens=1500, seed=1)[0]
-    assert not found["message"]["content"] or found["finish_reason"] == "length"
-    for call in found["message"].get("tool_calls", ()):
-        assert call["function"]["name"] in ("ab" if choice == "required" else "b")
 
 
 def test_what_others_ignore_is_ignored(client: TestClient, says: Says) -> None:

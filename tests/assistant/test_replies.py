@@ -1,4 +1,4 @@
-"""Replies in the format and out of it through HTTP: what was meant, and the same streamed or not."""
+"""Replies in the format and out of it through HTTP: what was meant, the same streamed or not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def expected(name: str) -> dict[str, Any]:
     return found | ({"tool_calls": calls} if calls else {})
 
 
-@pytest.mark.parametrize("name", [n for n, (text, _) in REPLIES.items() if "startoftext" not in text])
+@pytest.mark.parametrize(
+    "name", [n for n, (text, _) in REPLIES.items() if "startoftext" not in text]
+)
 def test_each_is_what_was_meant(
     name: str, client: TestClient, says: Says, package: Package
 ) -> None:
