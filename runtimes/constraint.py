@@ -112,7 +112,7 @@ class ReplyConstraint:
     def allowed(self) -> Mask | None:
         if self._mask is None and not self._lifted:
             self._mask = self._allowed()
-            if not self._mask.any():  # the matcher gave up
+            if not self._mask.any():  # the reply is over, or the matcher gave up
                 self._lift()
         return self._mask
 
@@ -141,14 +141,12 @@ class ReplyConstraint:
         self._stops, self._mask = frozenset(), None
         if part is not None:
             self._part, self._matcher = part, part.make() if part.make else None
-        elif not self._nodes:  # a stop, or none of the headers
-            self._lift()
 
     def _accept_in_content(self, part: _Part, token: int) -> None:
         complete = self._matcher is None or self._matcher.complete
         if token == self._end and token in part.ends and complete:
             self._close(part)
-        elif token in self._stop_ids or not self._is_text(token):
+        elif not self._is_text(token):
             self._lift()
         elif self._matcher is not None:
             self._mask = None
@@ -166,12 +164,10 @@ class ReplyConstraint:
                 self._spent.add(part.kind)
             self._nodes = self._next()
         else:
-            self._nodes = [self._calls] if part.kind == "call" and self._form.several else []
+            self._nodes = [self._calls] if part.kind == "call" else []
             self._stops = part.ends - {self._end}
         for token in reversed(self._start):
             self._nodes = [{token: node} for node in self._nodes]
-        if not self._nodes and not self._stops:
-            self._lift()
 
     def _lift(self) -> None:
         self._lifted, self._mask = True, None
