@@ -22,7 +22,7 @@ from gptoss_onnx.assistant.json_body import read_body
 from gptoss_onnx.assistant.service import Exchange, Service, new_id
 from gptoss_onnx.assistant.streams import DONE, EventStream
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.scheduler import Token
+from gptoss_onnx.runtimes.request import Token
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 
 ENDPOINT = "/v1/chat/completions"

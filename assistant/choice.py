@@ -15,7 +15,7 @@ from gptoss_onnx.runtimes.stream_parser import Event
 
 if TYPE_CHECKING:
     from gptoss_onnx.assistant.turn import Turn
-    from gptoss_onnx.runtimes.scheduler import Running, Token
+    from gptoss_onnx.runtimes.request import Running, Token
 
 Part = Literal["reasoning", "content", "call"]
 Reason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "deadline"]

@@ -24,7 +24,7 @@ from gptoss_onnx.assistant.streams import DONE, EventStream
 from gptoss_onnx.assistant.turn import Answer, begin, check_length, deadline_in, with_seed
 from gptoss_onnx.runtimes.engine import Engine
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.scheduler import Request, Token
+from gptoss_onnx.runtimes.request import Request, Token
 
 ENDPOINT = "/v1/completions"
 _LEAST = -9999.0

@@ -12,7 +12,7 @@ from gptoss_onnx.runtimes.stream_parser import Event
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder
 
 if TYPE_CHECKING:
-    from gptoss_onnx.runtimes.scheduler import Running, Token
+    from gptoss_onnx.runtimes.request import Running, Token
 
 
 class RawChoice:

@@ -21,7 +21,7 @@ from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
 from gptoss_onnx.runtimes.harmony_tools import tool_names
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.scheduler import Request
+from gptoss_onnx.runtimes.request import Request
 
 if TYPE_CHECKING:
     from gptoss_onnx.runtimes.constraint import Constraint

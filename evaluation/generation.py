@@ -17,11 +17,12 @@ from gptoss_onnx.evaluation.statistics import interval
 from gptoss_onnx.evaluation.texts import SYSTEM, Text, read_conversations
 from gptoss_onnx.export.plan import GRAPH
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.generation import Options, generate_batch
+from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import read_reply
 from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.scheduler import generate_batch
 from gptoss_onnx.runtimes.stream_parser import kind_of
 
 MOST_TOKENS = 160

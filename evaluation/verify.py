@@ -90,7 +90,7 @@ def _runs(folder: Path, graph: str) -> list[str]:
     providers = providers_here(Manifest.load(folder, graph))
     if not providers:
         return []
-    logits = Session(Package.open(folder, providers=providers, graph=graph)).feed([[0, 1, 2]])
+    logits = Session(Package.open(folder, providers=providers, graph=graph)).feed([0, 1, 2])
     if not np.isfinite(logits).all():
         return [f"{graph}: its logits are not finite"]
     return []

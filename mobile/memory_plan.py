@@ -16,8 +16,9 @@ from gptoss_onnx.graph_passes.attention_spec import kv_windows
 from gptoss_onnx.graph_passes.quantization import PRESETS, Format, Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH
 from gptoss_onnx.graph_passes.share_tied import is_shared
+from gptoss_onnx.runtimes.batch import windowed_rows
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.session import SNAPSHOTS, windowed_rows
+from gptoss_onnx.runtimes.row import SNAPSHOTS
 from gptoss_onnx.runtimes.target import Target
 
 CHUNK = 64  # tokens of a prompt that the apps feed at once

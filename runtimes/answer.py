@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.generation import Options, Result, generate_batch
+from gptoss_onnx.runtimes.generation import Options, Result
 from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import read_reply
+from gptoss_onnx.runtimes.scheduler import generate_batch
 from gptoss_onnx.runtimes.stream_parser import kind_of
 
 

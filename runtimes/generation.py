@@ -1,11 +1,11 @@
-"""Generating tokens: chunked prefill, decode, stopping, cancelling, and what it all took."""
+"""Generating one reply: chunked prefill, decode, stopping, cancelling, and what it all took."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from gptoss_onnx.runtimes.sampling import Sampler, Sampling
 from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.token_ids import check_ids
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 # How often a long run looks whether it was cancelled, in seconds.
 _POLL = 0.05
 
@@ -75,13 +75,15 @@ class Result:
     usage: Usage
 
 
-class _Row:
-    """One sequence on its way: what is sampled, when it ends, what it took."""
+class Draft:
+    """One reply on its way: what is sampled, when it ends, what it took."""
 
-    def __init__(self, package: Package, prompt: Sequence[int], options: Options, room: int):
+    def __init__(self, package: Package, prompt: Sequence[int], options: Options, max_length: int):
+        """UserError for a prompt that is empty or does not fit into `max_length` tokens."""
         vocabulary = package.manifest.vocab_size
         check_ids(prompt, vocabulary, "the prompt's tokens")
         check_ids(options.stop_ids or (), vocabulary, "stop_ids")
+        room = _room(max_length, len(prompt))
         self.prompt = prompt
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -89,21 +91,33 @@ class _Row:
         self._limit = min(options.max_new_tokens or room, room)
         self._stop_ids = package.stop_ids if options.stop_ids is None else options.stop_ids
         self._sampler = Sampler(options.sampling or package.sampling, prompt)
+        self._started = time.perf_counter()
 
-    def take(self, logits: NDArray[np.float32], started: float) -> None:
+    def begin(self, reused: int) -> None:
+        """Work starts, with `reused` tokens of the prompt in the KV cache already."""
+        self._started = time.perf_counter()
+        self.usage = replace(self.usage, reused_tokens=reused)
+
+    def prefilled(self) -> None:
+        """The whole prompt is in the KV cache."""
+        self.usage = replace(self.usage, prefill_seconds=time.perf_counter() - self._started)
+
+    def take(self, logits: NDArray[np.float32]) -> int:
+        """The token that logits [V] lead to."""
         token = self._sampler.next(logits)
         self.tokens.append(token)
         if token in self._stop_ids:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._limit:
             self.finish_reason = "length"
-        elapsed, first = time.perf_counter() - started, self.usage.first_token_seconds
+        elapsed, first = time.perf_counter() - self._started, self.usage.first_token_seconds
         self.usage = replace(
             self.usage,
             new_tokens=len(self.tokens),
             first_token_seconds=elapsed if first is None else first,
             decode_seconds=0.0 if first is None else elapsed - first,
         )
+        return token
 
 
 class Generation(Iterator[int]):
@@ -112,12 +126,12 @@ class Generation(Iterator[int]):
     `finish_reason` is None until the last token came; `usage` grows on the way.
     """
 
-    def __init__(self, row: _Row, steps: Generator[list[int]]) -> None:
-        self._row = row
+    def __init__(self, draft: Draft, steps: Generator[int]) -> None:
+        self._draft = draft
         self._steps = steps
 
     def __next__(self) -> int:
-        return next(self._steps)[0]
+        return next(self._steps)
 
     def close(self) -> None:
         """Stop here; without effect on a reply that is complete."""
@@ -125,11 +139,11 @@ class Generation(Iterator[int]):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        return self._row.finish_reason
+        return self._draft.finish_reason
 
     @property
     def usage(self) -> Usage:
-        return self._row.usage
+        return self._draft.usage
 
 
 def generate(
@@ -145,125 +159,90 @@ def generate(
     RuntimeError, from the first token on, while another generation uses the session.
     """
     options = options or Options()
-    room = _room(session.max_length, [prompt])
-    row = _Row(session.package, prompt, options, room)
-    return Generation(row, _steps(session, [row], options.chunk, cancel))
+    draft = Draft(session.package, prompt, options, session.max_length)
+    return Generation(draft, _steps(session, draft, options.chunk, cancel))
 
 
-def generate_batch(
-    package: Package,
-    prompts: Sequence[Sequence[int]],
-    options: Options | Sequence[Options] | None = None,
-    cancel: threading.Event | None = None,
-) -> list[Result]:
-    """Reply to several prompts at once, each as it would be alone; `options` may be one for each.
-
-    Prompts are prefilled and decoded together, finished ones idle; where the package has no padded
-    batches, one after the other. The room for replies is what the longest prompt leaves, and the
-    first options' `chunk` holds for all.
-    """
-    if not prompts:
-        return []
-    each = [options] * len(prompts) if isinstance(options, Options) else list(options or ())
-    each = each or [Options()] * len(prompts)
-    if len(each) != len(prompts):
-        raise UserError(f"{len(each)} options for {len(prompts)} prompts: one for each, or one")
-    room = _room(package.manifest.context_length, prompts)
-    rows = [_Row(package, *pair, room) for pair in zip(prompts, each, strict=True)]
-    for batch in [rows] if package.manifest.padded_batches else [[row] for row in rows]:
-        session = Session(package, batch=len(batch))
-        for _ in _steps(session, batch, each[0].chunk, cancel):
-            pass
-    return [Result(row.tokens, row.finish_reason or "cancelled", row.usage) for row in rows]
-
-
-def _room(max_length: int, prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that fit behind the longest prompt; UserError when none does."""
-    if not all(map(len, prompts)):
+def _room(max_length: int, prompt: int) -> int:
+    """Tokens that fit behind the prompt; UserError when none does."""
+    if not prompt:
         raise UserError("the prompt is empty: it needs at least one token")
-    longest = max(map(len, prompts))
-    if longest >= max_length:
+    if prompt >= max_length:
         raise UserError(
-            f"the prompt has {longest} tokens, the context holds {max_length} with at least one "
-            f"for the reply: shorten the prompt by {longest - max_length + 1} tokens or more"
+            f"the prompt has {prompt} tokens, the context holds {max_length} with at least one "
+            f"for the reply: shorten the prompt by {prompt - max_length + 1} tokens or more"
         )
-    return max_length - longest
+    return max_length - prompt
 
 
 def _steps(
-    session: Session, rows: Sequence[_Row], chunk: int, cancel: threading.Event | None
-) -> Generator[list[int]]:
-    """Yields the last token of each row, after each step."""
+    session: Session, draft: Draft, chunk: int, cancel: threading.Event | None
+) -> Generator[int]:
+    """Yields each token when it is chosen."""
     if not session.lock.acquire(blocking=False):
         raise RuntimeError("this session is generating already: finish that or cancel it first")
-    started = time.perf_counter()
     try:
-        if session.batch == 1:
-            reused = session.reuse(rows[0].prompt)
-            rows[0].usage = replace(rows[0].usage, reused_tokens=reused)
-        logits = _prefill(session, [row.prompt for row in rows], chunk, cancel)
-        elapsed = time.perf_counter() - started
-        for row in rows:
-            row.usage = replace(row.usage, prefill_seconds=elapsed)
+        draft.begin(session.reuse(draft.prompt))
+        logits = _prefill(session, draft.prompt, chunk, cancel)
+        draft.prefilled()
         while logits is not None and not (cancel and cancel.is_set()):
-            for row, scores in zip(rows, logits, strict=True):
-                if not row.finish_reason:
-                    row.take(scores, started)
-            yield [row.tokens[-1] for row in rows]
-            if all(row.finish_reason for row in rows) or (cancel and cancel.is_set()):
+            yield draft.take(logits)
+            if draft.finish_reason or (cancel and cancel.is_set()):
                 break
-            logits = session.feed([[] if row.finish_reason else row.tokens[-1:] for row in rows])
+            logits = session.feed(draft.tokens[-1:])
     finally:
+        draft.finish_reason = draft.finish_reason or "cancelled"
         session.lock.release()
-        for row in rows:
-            # Cancelled, or the caller stopped listening.
-            row.finish_reason = row.finish_reason or "cancelled"
 
 
 def _prefill(
-    session: Session,
-    prompts: Sequence[Sequence[int]],
-    chunk: int,
-    cancel: threading.Event | None,
+    session: Session, prompt: Sequence[int], chunk: int, cancel: threading.Event | None
 ) -> NDArray[np.float32] | None:
-    """Feed what the session lacks of the prompts; logits [B, V] after each, None if cancelled."""
-    longest = max(map(len, prompts))
-    last = np.empty((len(prompts), session.package.manifest.vocab_size), np.float32)
+    """Feed what the session lacks of the prompt; the logits [V] after it, None if cancelled."""
+    logits = None
     with _terminated_by(cancel) as run_options:
-        for start in range(session.length, longest, chunk):
+        for start in range(session.length, len(prompt), chunk):
             if cancel and cancel.is_set():
                 return None
             try:
-                logits = session.feed([ids[start : start + chunk] for ids in prompts], run_options)
+                logits = session.feed(prompt[start : start + chunk], run_options)
             except RuntimeError:
                 if cancel and cancel.is_set():
                     return None
                 raise
-            for row, ids in enumerate(prompts):
-                # A shorter prompt ends in an earlier chunk, the only one that gives its logits.
-                if start < len(ids) <= start + chunk:
-                    last[row] = logits[row]
-    if session.batch == 1:
-        session.snapshot()  # the next turn drops this reply's analysis and comes back to here
-    return last
+    session.snapshot()  # the next turn drops this reply's analysis and comes back to here
+    return logits
 
 
 @contextlib.contextmanager
 def _terminated_by(cancel: threading.Event | None) -> Iterator[onnxruntime.RunOptions | None]:
     """Run options whose run ends when `cancel` is set: a chunk of a large model takes seconds."""
-    if cancel is None:
-        yield None
+    run_options = onnxruntime.RunOptions() if cancel is not None else None
+
+    def terminate() -> None:
+        assert run_options is not None
+        run_options.terminate = True
+
+    with when_set(cancel, terminate):
+        yield run_options
+
+
+@contextlib.contextmanager
+def when_set(event: threading.Event | None, act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` soon after `event` is set, on a thread of its own."""
+    if event is None:
+        yield
         return
-    run_options, done = onnxruntime.RunOptions(), threading.Event()
+    done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            if cancel.wait(_POLL):
-                run_options.terminate = True
+            if event.wait(_POLL):
+                act()
                 return
 
     threading.Thread(target=watch, name="cancel-watch", daemon=True).start()
     try:
-        yield run_options
+        yield
     finally:
         done.set()

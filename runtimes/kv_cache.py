@@ -1,4 +1,4 @@
-"""KV tensors of a session: in NumPy memory, on a device, or handed from each run to the next."""
+"""KV tensors of a batch: in NumPy memory, on a device, or handed from each run to the next."""
 
 from __future__ import annotations
 
@@ -58,18 +58,24 @@ class KvBuffer:
     def grow(self, capacity: int, used: int) -> None:
         self.array = _grown(self.array, capacity, used)
 
-    def bind(self, binding: onnxruntime.IOBinding) -> None:
-        kind = _STORED[self.dtype][1]
-        value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(self.array, kind)
+    def bind(self, binding: onnxruntime.IOBinding, first: int, count: int) -> None:
+        """Bind `count` sequences from `first` on: neighbours in memory, so nothing is copied."""
+        kind, rows = _STORED[self.dtype][1], self.array[first : first + count]
+        value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(rows, kind)
         binding.bind_ortvalue_input(self.past, value)
         binding.bind_ortvalue_output(self.present, value)
 
-    def saved(self, rows: int) -> Array:
-        """A copy of a single sequence's first rows [kv_heads, rows, D]."""
-        return self.array[0, :, :rows].copy()
+    def read(self, row: int, start: int, end: int) -> Array:
+        """A copy of a sequence's slots [start, end): [kv_heads, end - start, D]."""
+        return self.array[row, :, start:end].copy()
 
-    def restore(self, rows: Array) -> None:
-        self.array[0, :, : rows.shape[1]] = rows
+    def write(self, row: int, start: int, slots: Array) -> None:
+        """What `read` gave, into a sequence's slots from `start` on."""
+        self.array[row, :, start : start + slots.shape[1]] = slots
+
+    def copy(self, row: int, to: int, slots: int) -> None:
+        """The first `slots` of one sequence into another's."""
+        self.array[to, :, :slots] = self.array[row, :, :slots]
 
     def cut(self, length: int) -> None:
         """Forget what is after `length` tokens: its rows are written again before they are read."""
@@ -98,28 +104,29 @@ class DeviceBuffer(KvBuffer):
     def grow(self, capacity: int, used: int) -> None:
         self.value = _on_device(_grown(self.value.numpy(), capacity, used), self._device)
 
-    def bind(self, binding: onnxruntime.IOBinding) -> None:
+    def bind(self, binding: onnxruntime.IOBinding, first: int, count: int) -> None:
         # By address, since the value holds bfloat16 as uint16.
-        kind, shape, address = (
-            _STORED[self.dtype][1],
-            self.value.shape(),
-            self.value.data_ptr(),
-        )
+        kind, shape = _STORED[self.dtype][1], list(self.value.shape())
+        row = int(np.prod(shape[1:])) * self.array.dtype.itemsize
+        address, shape[0] = self.value.data_ptr() + first * row, count
         binding.bind_input(self.past, self._device, 0, kind, shape, address)
         binding.bind_output(self.present, self._device, 0, kind, shape, address)
 
-    def saved(self, rows: int) -> Array:
-        first: Array = self.value.numpy()[0, :, :rows]
-        return first.copy()
+    def read(self, row: int, start: int, end: int) -> Array:
+        slots: Array = self.value.numpy()[row, :, start:end]
+        return slots.copy()
 
-    def restore(self, rows: Array) -> None:
+    def write(self, row: int, start: int, slots: Array) -> None:
         array = self.value.numpy()
-        array[0, :, : rows.shape[1]] = rows
+        array[row, :, start : start + slots.shape[1]] = slots
         self.value.update_inplace(array)
+
+    def copy(self, row: int, to: int, slots: int) -> None:
+        self.write(to, 0, self.read(row, 0, slots))
 
 
 class AppendedCache(KvBuffer):
-    """A KV tensor [B, kv_heads, T, D] that a graph of standard operators writes anew, longer by
+    """A KV tensor [1, kv_heads, T, D] that a graph of standard operators writes anew, longer by
     the new slots, at every run: the present of one run is the past of the next."""
 
     def __init__(
@@ -133,7 +140,7 @@ class AppendedCache(KvBuffer):
     def grow(self, capacity: int, used: int) -> None:
         pass
 
-    def bind(self, binding: onnxruntime.IOBinding) -> None:
+    def bind(self, binding: onnxruntime.IOBinding, first: int, count: int) -> None:
         binding.bind_ortvalue_input(self.past, self.value)
         binding.bind_output(self.present, self._device)
 

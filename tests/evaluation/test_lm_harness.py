@@ -38,7 +38,7 @@ def log_probabilities(demo_package: DemoPackage) -> Any:
     def get(ids: Sequence[int]) -> Any:
         session.reset()
         # Copies: the session hands out the one buffer that its next step writes to.
-        rows = np.stack([session.feed([[i]]).reshape(-1).astype(np.float64) for i in ids])
+        rows = np.stack([session.feed([i]).reshape(-1).astype(np.float64) for i in ids])
         rows -= rows.max(-1, keepdims=True)
         return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 

@@ -51,7 +51,7 @@ def make(
 
 
 def logits(package: Path) -> Any:
-    return Session(Package.open(package, threads=1)).feed([[5, 9, 2]]).copy()
+    return Session(Package.open(package, threads=1)).feed([5, 9, 2]).copy()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_manifest(windowed: bool, packed: Path, made: Path, tmp_path: Path) -> N
         assert json.loads(genai.read_text())["search"]["past_present_share_buffer"] is True
     # Both kinds of KV run past the window.
     ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
-    rows = [Session(Package.open(p, threads=1)).feed([ids]).copy() for p in (package, made)]
+    rows = [Session(Package.open(p, threads=1)).feed(ids).copy() for p in (package, made)]
     np.testing.assert_allclose(*rows, rtol=0, atol=1e-4)
 
 
@@ -234,7 +234,7 @@ def test_packages_of_older_runtimes(target: str, packed: Path, made: Path, tmp_p
     assert found["weights"]["experts"] == cpu["weights"]["experts"]
     assert verify(output, lambda count: None) == []
     ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
-    rows = [Session(Package.open(p, threads=1)).feed([ids]).copy() for p in (output, made)]
+    rows = [Session(Package.open(p, threads=1)).feed(ids).copy() for p in (output, made)]
     # QMoE of 1.30 does not round activations to 8 bits; experts gone wrong are off by 1 and more.
     np.testing.assert_allclose(*rows, rtol=0, atol=0.2)
 

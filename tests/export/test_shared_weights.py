@@ -61,7 +61,7 @@ def logits(folder: Path, graph: str | None = None) -> np.ndarray:
     ids = np.random.default_rng(0).integers(0, 512, 40).tolist()
     cpu = ["CPUExecutionProvider"]
     package = Package.open(folder, threads=1, providers=cpu, graph=graph)
-    return Session(package).feed([ids]).copy()
+    return Session(package).feed(ids).copy()
 
 
 def test_each_graph_computes_as_in_a_package_of_its_own(make: Make) -> None:

@@ -42,7 +42,7 @@ package = Package.open(sys.argv[1], threads=1)
 before = anonymous()
 session = Session(package, max_length=2048)
 for start in range(0, 1024, 64):
-    session.feed([list(range(100, 164))])
+    session.feed(list(range(100, 164)))
     session.snapshot()
 print(json.dumps([before, anonymous()]))
 """

@@ -32,8 +32,8 @@ TOKENS = list(range(100, 300))  # past the window of 128
 
 def logits(folder: Path) -> np.ndarray:
     session = Session(Package.open(folder, threads=1))
-    steps = [session.feed([TOKENS[:150]])]
-    steps += [session.feed([[token]]) for token in TOKENS[150:]]
+    steps = [session.feed(TOKENS[:150])]
+    steps += [session.feed([token]) for token in TOKENS[150:]]
     return np.concatenate(steps)
 
 

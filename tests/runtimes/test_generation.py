@@ -14,10 +14,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from gptoss_onnx.runtimes.batch import Batch
 from gptoss_onnx.runtimes.errors import UserError
-from gptoss_onnx.runtimes.generation import Options, Usage, generate, generate_batch
+from gptoss_onnx.runtimes.generation import Options, Usage, generate
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.sampling import Sampling
+from gptoss_onnx.runtimes.scheduler import generate_batch
 from gptoss_onnx.runtimes.session import Session
 from tests.conftest import seal
 from tests.runtimes.conftest import CONTEXT, TinyModel
@@ -47,9 +49,9 @@ def test_the_prompt_is_fed_in_chunks(package: Package, prompt: Prompt) -> None:
     session, sizes = Session(package), []
     feed = session.feed
 
-    def counted(rows: Sequence[Sequence[int]], *others: Any) -> Any:
-        sizes.append(len(rows[0]))
-        return feed(rows, *others)
+    def counted(tokens: Sequence[int], *others: Any) -> Any:
+        sizes.append(len(tokens))
+        return feed(tokens, *others)
 
     session.feed = counted  # type: ignore[method-assign]
     list(generate(session, prompt(25), options(3, chunk=10)))
@@ -120,19 +122,19 @@ def test_a_batch_without_padding_is_one_after_the_other(package: Package, prompt
     assert [result.ids for result in generate_batch(even, prompts, several)] == alone
 
 
-def test_finished_rows_idle(
+def test_finished_rows_cost_nothing(
     package: Package, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed: list[list[int]] = []
-    feed = Session.feed
+    feed = Batch.feed
 
-    def spy(session: Session, rows: Sequence[Sequence[int]], *others: Any) -> Any:
+    def spy(batch: Batch, rows: Sequence[Sequence[int]], **others: Any) -> Any:
         fed.append([len(row) for row in rows])
-        return feed(session, rows, *others)
+        return feed(batch, rows, **others)
 
-    monkeypatch.setattr(Session, "feed", spy)
+    monkeypatch.setattr(Batch, "feed", spy)
     generate_batch(package, [prompt(9), prompt(4)], [options(2), options(4)])
-    assert fed == [[9, 4], [1, 1], [0, 1], [0, 1]]
+    assert fed == [[9], [4], [1, 1], [1], [1]]
 
 
 def test_a_sampled_batch_equals_each_alone(package: Package, prompt: Prompt) -> None:
@@ -236,6 +238,8 @@ def test_cancel_ends_a_run_that_is_under_way(package: Package, prompt: Prompt) -
     """The graph is replaced by one that runs until its RunOptions are told to terminate."""
 
     class Endless:
+        io_binding = package.graph.io_binding
+
         def run_with_iobinding(self, _: Any, run_options: onnxruntime.RunOptions) -> None:
             until = time.monotonic() + 10
             while not run_options.terminate:
@@ -244,7 +248,7 @@ def test_cancel_ends_a_run_that_is_under_way(package: Package, prompt: Prompt) -
             raise RuntimeError("terminated")
 
     session, cancel = Session(package), threading.Event()
-    session._graph = Endless()
+    session.batch._graph = Endless()
     threading.Timer(0.1, cancel.set).start()
     generation = generate(session, prompt(30), options(), cancel)
     assert list(generation) == []
@@ -253,11 +257,13 @@ def test_cancel_ends_a_run_that_is_under_way(package: Package, prompt: Prompt) -
 
 def test_a_run_that_fails_is_no_cancellation(package: Package, prompt: Prompt) -> None:
     class Broken:
+        io_binding = package.graph.io_binding
+
         def run_with_iobinding(self, *_: Any) -> None:
             raise RuntimeError("broken")
 
     session = Session(package)
-    session._graph = Broken()
+    session.batch._graph = Broken()
     with pytest.raises(RuntimeError, match="broken"):
         list(generate(session, prompt(3), options(), threading.Event()))
 

@@ -17,10 +17,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from gptoss_onnx.runtimes import kv_cache
+from gptoss_onnx.runtimes.batch import FIRST_CAPACITY, Batch
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.kv_cache import AppendedCache, DeviceBuffer, KvBuffer, make_buffer
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.session import FIRST_CAPACITY, Session
+from gptoss_onnx.runtimes.session import Session
 from tests.runtimes.conftest import TinyModel, write_package
 
 Prompt = Callable[..., list[int]]
@@ -52,9 +53,9 @@ def close(ours: np.ndarray, wanted: np.ndarray, package: Package) -> bool:
 def test_float16_in_numpy_memory(half_package: Package, model: TinyModel, prompt: Prompt) -> None:
     ids = prompt(FIRST_CAPACITY + 30)
     session = Session(half_package)
-    assert session._buffers[0].array.dtype == np.float16
-    session.feed([ids[:200]])
-    logits = session.feed([ids[200:]])[0]  # grown
+    assert session.batch._buffers[0].array.dtype == np.float16
+    session.feed(ids[:200])
+    logits = session.feed(ids[200:])  # grown
     assert logits.dtype == np.float32
     assert close(logits, model.logits(ids)[-1], half_package)
 
@@ -67,35 +68,35 @@ def test_a_device_gives_the_same(
     """Window, growth and all: the buffers start at 256 tokens and move once."""
     ids = prompt(300)
     session = Session(any_dtype)
-    assert {type(buffer) for buffer in session._buffers} == {DeviceBuffer}
+    assert {type(buffer) for buffer in session.batch._buffers} == {DeviceBuffer}
     for start in range(0, 300, chunk):
-        logits = session.feed([ids[start : start + chunk]])[0]
-    assert session._buffers[2].capacity == 2 * FIRST_CAPACITY
+        logits = session.feed(ids[start : start + chunk])
+    assert session.batch._buffers[2].capacity == 2 * FIRST_CAPACITY
     assert close(logits, model.logits(ids)[-1], any_dtype)
 
 
 @pytest.mark.usefixtures("on_device")
 def test_nothing_moves_between_steps(any_dtype: Package, prompt: Prompt) -> None:
     session = Session(any_dtype, max_length=200)
-    session.feed([prompt(20)])
-    addresses = [buffer.value.data_ptr() for buffer in session._buffers]
+    session.feed(prompt(20))
+    addresses = [buffer.value.data_ptr() for buffer in session.batch._buffers]
     for token in prompt(100):
-        session.feed([[token]])
-        assert [buffer.value.data_ptr() for buffer in session._buffers] == addresses
-    written = {value.data_ptr() for value in session._binding.get_outputs()}
-    assert written == {*addresses, session._logits.ctypes.data}
+        session.feed([token])
+        assert [buffer.value.data_ptr() for buffer in session.batch._buffers] == addresses
+    written = {value.data_ptr() for value in session.batch._bound[0, 1].binding.get_outputs()}
+    assert written == {*addresses, session.batch._logits.ctypes.data}
 
 
 @pytest.mark.usefixtures("on_device")
 def test_canary_lost_keys_show(any_dtype: Package, model: TinyModel, prompt: Prompt) -> None:
     ids = prompt(40)
     session = Session(any_dtype)
-    session.feed([ids])
-    full = session._buffers[2]  # keys of the layer without a window
-    rows = full.saved(40)
+    session.feed(ids)
+    full = session.batch._buffers[2]  # keys of the layer without a window
+    rows = full.read(0, 0, 40)
     rows[:, :20] = 0
-    full.restore(rows)
-    logits = session.feed([[5]])[0]
+    full.write(0, 0, rows)
+    logits = session.feed([5])
     assert np.abs(logits - model.logits([*ids, 5])[-1]).max() > 2 * TOLERANCE["float16"]
 
 
@@ -105,11 +106,11 @@ def test_a_device_rewinds_to_a_snapshot(
 ) -> None:
     ids, other = prompt(150), prompt(20, seed=3)
     session = Session(any_dtype)
-    session.feed([ids[:100]])
+    session.feed(ids[:100])
     session.snapshot()
-    session.feed([ids[100:]])
+    session.feed(ids[100:])
     assert session.rewind(120) == 100
-    logits = session.feed([other])[0]
+    logits = session.feed(other)
     assert close(logits, model.logits([*ids[:100], *other])[-1], any_dtype)
 
 
@@ -117,18 +118,21 @@ def test_a_device_rewinds_to_a_snapshot(
 @pytest.mark.parametrize("kind", [KvBuffer, DeviceBuffer])
 def test_bytes_survive_growth_and_restoring(kind: type[KvBuffer], dtype: str) -> None:
     """Every element type, bfloat16 with them, which NumPy does not have."""
-    shape = (1, 2, 4, 8)
+    shape = (2, 2, 4, 8)
     more = ("cpu",) if kind is DeviceBuffer else ()
     buffer = kind("past", "present", shape, 4, dtype, *more)
     stored = np.zeros(shape, np.int8 if dtype == "int8" else np.uint16).dtype
     size = 2 if "16" in dtype else 4 if dtype == "float32" else 1
     rows = np.random.default_rng(0).integers(0, 100, (2, 3, 8 * size), np.uint8)
     rows = rows.view({"float32": np.float32, "float16": np.float16}.get(dtype, stored))
-    buffer.restore(rows)
-    buffer.grow(9, 3)
+    buffer.write(1, 1, rows)
+    buffer.copy(1, 0, 4)
+    buffer.grow(9, 4)
     assert buffer.capacity == 9
-    np.testing.assert_array_equal(buffer.saved(3).view(np.uint8), rows.view(np.uint8))
-    assert not buffer.saved(9)[:, 3:].any()
+    for row in (0, 1):
+        read = buffer.read(row, 1, 4)
+        np.testing.assert_array_equal(read.view(np.uint8), rows.view(np.uint8))
+        assert not buffer.read(row, 4, 9).any()
 
 
 @pytest.mark.parametrize("provider", ["CPUExecutionProvider", "WebGpuExecutionProvider"])
@@ -218,14 +222,14 @@ def kv_cache_layout(package: Package, dtype: str) -> object:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_cache_handed_from_run_to_run(package: Package, tmp_path: Path, dtype: str) -> None:
     session = Session(appending_package(package, tmp_path / "appending", dtype))
-    assert {type(buffer) for buffer in session._buffers} == {AppendedCache}
+    assert {type(buffer) for buffer in session.batch._buffers} == {AppendedCache}
 
     def fed(*ids: int) -> float:
-        return float(session.feed([ids])[0, 0]) / (HEADS * DIM)
+        return float(session.feed(ids)[0]) / (HEADS * DIM)
 
     assert fed(1, 2, 3) == 6
     assert fed(4) == 10
-    assert session._buffers[0].value.shape() == [1, HEADS, 4, DIM]
+    assert session.batch._buffers[0].value.shape() == [1, HEADS, 4, DIM]
     assert session.rewind(2) == 2  # 1, 2
     assert fed(7) == 10
     assert session.reuse([1, 2, 9, 9]) == 2
@@ -235,13 +239,18 @@ def test_a_cache_handed_from_run_to_run(package: Package, tmp_path: Path, dtype:
     assert session.length == 1
 
 
-def test_a_handed_on_batch_and_a_failed_run(package: Package, tmp_path: Path) -> None:
-    session = Session(appending_package(package, tmp_path / "appending", "float32"), batch=2)
-    session.feed([[1, 2], [3, 4]])
+def test_a_handed_on_cache_and_a_failed_run(package: Package, tmp_path: Path) -> None:
+    session = Session(appending_package(package, tmp_path / "appending", "float32"))
+    session.feed([3, 4])
     stop = onnxruntime.RunOptions()
     stop.terminate = True
     with pytest.raises(RuntimeError):
-        session.feed([[5], [6]], stop)
+        session.feed([6], stop)
     assert session.length == 2
-    logits = session.feed([[5], [6]])
-    assert (logits[:, 0] / (HEADS * DIM)).tolist() == [8, 13]
+    assert session.feed([6])[0] / (HEADS * DIM) == 13
+
+
+def test_a_handed_on_cache_is_of_one_sequence(package: Package, tmp_path: Path) -> None:
+    appending = appending_package(package, tmp_path / "appending", "float32")
+    with pytest.raises(UserError, match="makes its KV cache anew at every run"):
+        Batch(appending, 2)

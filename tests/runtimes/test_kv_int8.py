@@ -24,9 +24,10 @@ from gptoss_onnx.export.checkpoint import open_checkpoint
 from gptoss_onnx.export.exporter import export, export_portable
 from gptoss_onnx.export.plan import GRAPH, Options
 from gptoss_onnx.graph_passes.quantization import Quantization
+from gptoss_onnx.runtimes.batch import FIRST_CAPACITY, Batch
 from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.session import FIRST_CAPACITY, Session
+from gptoss_onnx.runtimes.session import Session
 from gptoss_onnx.runtimes.target import get_target
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
 from tests.conftest import DemoPackage
@@ -157,8 +158,8 @@ def fed(package: Package, ids: list[int]) -> Float:
     """Logits [T, V] of every token, chunk by chunk."""
     session, found, start = Session(package), [], 0
     for size in chunks(len(ids)):
-        session.feed([ids[start : start + size]])
-        found.append(session._logits[0].copy())
+        session.feed(ids[start : start + size])
+        found.append(session.batch._logits_of(1, size)[0].copy())
         start += size
     return np.concatenate(found)
 
@@ -179,8 +180,8 @@ def test_int8_costs_what_rounding_costs(
     exact, coded = Session(float_package), Session(package)
     difference, start = [], 0
     for size in chunks(len(ids)):
-        chunk = [ids[start : start + size]]
-        difference.append(coded.feed(chunk)[0] - exact.feed(chunk)[0])
+        chunk = ids[start : start + size]
+        difference.append(coded.feed(chunk) - exact.feed(chunk))
         start += size
     # These are a third of the tokens whose mean is `cost`, so it is met within a factor.
     assert cost / 4 < rms(np.stack(difference)) < 4 * cost
@@ -240,12 +241,12 @@ def test_a_padded_batch_is_each_row_alone(
     rows = [ids[:220], ids[50:220], ids[200:205]]
     alone = [wanted, oracle.logits(rows[1]), oracle.logits(rows[2])]
     prompts = (210, 160, 4)
-    session, seen = Session(package, batch=3), [0, 0, 0]
+    batch, seen = Batch(package, 3), [0, 0, 0]
     both = list(zip(rows, prompts, strict=True))
     steps = [[row[at : min(at + 70, n)] for row, n in both] for at in (0, 70, 140)]
     steps += [[row[n + i : n + i + 1] for row, n in both] for i in range(10)]
     for step in steps:
-        logits = session.feed(step)
+        logits = batch.feed(step)
         for row, tokens in enumerate(step):
             seen[row] += len(tokens)
             if tokens:
@@ -259,17 +260,17 @@ def test_rewinding_to_a_snapshot_and_on(
 ) -> None:
     """The very codes and logits of a session that never went further."""
     session, fresh = Session(package, max_length=LENGTH), Session(package, max_length=LENGTH)
-    session.feed([ids[:150]])
+    session.feed(ids[:150])
     session.snapshot()
-    session.feed([ids[150:280]])
+    session.feed(ids[150:280])
     assert session.rewind(target) == reached
     if reached:
-        fresh.feed([ids[:150]])
+        fresh.feed(ids[:150])
         fresh.rewind(reached)  # nothing was evicted yet: the rows are there
     other = ids[5:45]
-    assert np.array_equal(session.feed([other]), fresh.feed([other]))
+    assert np.array_equal(session.feed(other), fresh.feed(other))
     length = reached + len(other)
-    for mine, theirs in zip(session._buffers, fresh._buffers, strict=True):
+    for mine, theirs in zip(session.batch._buffers, fresh.batch._buffers, strict=True):
         assert mine.array.dtype == np.int8
         rows = length - mine.first_position(length)
         assert np.array_equal(mine.array[:, :, :rows], theirs.array[:, :, :rows])
@@ -280,8 +281,8 @@ def test_buffers_take_a_quarter(package: Package, float_package: Package, ids: l
     sessions = [Session(each) for each in (package, float_package)]
     for tokens in (1, LENGTH - 1):  # before and after they grow
         for session in sessions:
-            session.feed([ids[:tokens]])
-        coded, exact = (sum(b.array.nbytes for b in each._buffers) for each in sessions)
+            session.feed(ids[:tokens])
+        coded, exact = (sum(b.array.nbytes for b in each.batch._buffers) for each in sessions)
         assert 4 * coded == exact
     # 2 heads of 64: windowed layers hold a window and its slack, full ones all of the capacity.
     assert coded == 2 * 2 * 64 * 3 * (WINDOW * 5 // 4 + 2 * FIRST_CAPACITY)

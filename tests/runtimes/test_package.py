@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from gptoss_onnx.runtimes import package_files, session
+from gptoss_onnx.runtimes import batch, package_files
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.manifest import MANIFEST, KvLayer, Manifest
 from gptoss_onnx.runtimes.package import Package
@@ -313,7 +313,7 @@ def test_a_cache_that_does_not_fit_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(session, "make_buffer", full)
+    monkeypatch.setattr(batch, "make_buffer", full)
     with pytest.raises(UserError, match="the KV cache of 1 x 256 tokens does not fit into memory"):
         Session(package)
 

@@ -12,10 +12,12 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from gptoss_onnx.runtimes import kv_cache
+from gptoss_onnx.runtimes.batch import FIRST_CAPACITY, Batch
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.session import FIRST_CAPACITY, SNAPSHOTS, Session
-from tests.runtimes.conftest import CONTEXT, WINDOW, TinyModel
+from gptoss_onnx.runtimes.row import SNAPSHOTS
+from gptoss_onnx.runtimes.session import Session
+from tests.runtimes.conftest import CONTEXT, VOCAB, WINDOW, TinyModel
 
 Prompt = Callable[..., list[int]]
 
@@ -34,11 +36,11 @@ def any_package(
 def feed(session: Session, ids: list[int], chunk: int = 1) -> np.ndarray:
     """Logits after each chunk, [chunks, V]."""
     starts = range(0, len(ids), chunk)
-    return np.stack([session.feed([ids[start : start + chunk]])[0].copy() for start in starts])
+    return np.stack([session.feed(ids[start : start + chunk]).copy() for start in starts])
 
 
 def buffers(session: Session) -> list[int]:
-    return [buffer.array.ctypes.data for buffer in session._buffers]
+    return [buffer.array.ctypes.data for buffer in session.batch._buffers]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64, 300])
@@ -76,7 +78,7 @@ def test_a_batch_equals_each_alone(any_package: Package, model: TinyModel, promp
     rows = [prompt(n, seed) for seed, n in enumerate((200, 71, 5, 64, 1))]
     wanted = [model.logits(row) for row in rows]
     fed = (150, 60, 4, 1, 1)  # as prompts; the rest one by one
-    session = Session(any_package, batch=len(rows))
+    batch = Batch(any_package, len(rows))
     seen = [0] * len(rows)
     steps = [
         [row[start : min(start + 32, n)] for row, n in zip(rows, fed, strict=True)]
@@ -84,7 +86,7 @@ def test_a_batch_equals_each_alone(any_package: Package, model: TinyModel, promp
     ]
     steps += [[row[n + i : n + i + 1] for row, n in zip(rows, fed, strict=True)] for i in range(63)]
     for step in steps:
-        logits = session.feed(step)
+        logits = batch.feed(step)
         for row, tokens in enumerate(step):
             if tokens:
                 seen[row] += len(tokens)
@@ -99,46 +101,51 @@ def test_growing_equals_a_fixed_buffer(
     growing, fixed = Session(any_package), Session(any_package, max_length=len(ids))
     capacities, addresses = set(), buffers(fixed)
     for start in range(0, len(ids), 2):
-        chunk = [ids[start : start + 2]]
+        chunk = ids[start : start + 2]
         assert np.abs(growing.feed(chunk) - fixed.feed(chunk)).max() < TOLERANCE
-        capacities.add(growing._buffers[2].capacity)
+        capacities.add(growing.batch._buffers[2].capacity)
     assert capacities == {FIRST_CAPACITY, 2 * FIRST_CAPACITY, 4 * FIRST_CAPACITY}
     assert buffers(fixed) == addresses
-    assert np.abs(growing.feed([[1]]) - model.logits([*ids, 1])[-1]).max() < TOLERANCE
+    assert np.abs(growing.feed([1]) - model.logits([*ids, 1])[-1]).max() < TOLERANCE
 
 
 def test_a_batch_grows(package: Package, model: TinyModel, prompt: Prompt) -> None:
     rows = [prompt(FIRST_CAPACITY + 50), prompt(20, seed=2)]
-    session = Session(package, batch=2)
-    session.feed([row[:200] for row in rows])
-    logits = session.feed([rows[0][200:], [9]])
+    batch = Batch(package, 2)
+    batch.feed([row[:200] for row in rows])
+    logits = batch.feed([rows[0][200:], [9]])
     assert np.abs(logits[0] - model.logits(rows[0])[-1]).max() < TOLERANCE
     assert np.abs(logits[1] - model.logits([*rows[1], 9])[-1]).max() < TOLERANCE
 
 
 def test_decode_steps_reallocate_nothing(any_package: Package, prompt: Prompt) -> None:
     session = Session(any_package, max_length=200)
-    before = session._logits
-    session.feed([prompt(20)])
-    first = session.feed([[1]])
+    before = session.batch._logits
+    session.feed(prompt(20))
+    first = session.feed([1])
+    bound = session.batch._bound[0, 1]
     # Arrays are compared, and held: the address of a freed one may come back.
-    assert any_package.manifest.logits == "all" or session._logits is before
-    held = [session._logits, session._ids, *(buffer.array for buffer in session._buffers)]
+    assert any_package.manifest.logits == "all" or session.batch._logits is before
+    held = [session.batch._logits, bound.ids, *(buffer.array for buffer in session.batch._buffers)]
     for token in prompt(100):
-        assert session.feed([[token]]).base is first.base
-        now = [session._logits, session._ids, *(buffer.array for buffer in session._buffers)]
+        assert session.feed([token]).base is first.base
+        now = [
+            session.batch._logits,
+            bound.ids,
+            *(buffer.array for buffer in session.batch._buffers),
+        ]
         assert all(a is b for a, b in zip(now, held, strict=True))
     # ... and the graph wrote into those very buffers, through past and present alike.
-    outputs = session._binding.get_outputs()
+    outputs = bound.binding.get_outputs()
     assert {value.data_ptr() for value in outputs} == {first.ctypes.data, *buffers(session)}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_mask_stays_where_it_is(package: Package, prompt: Prompt, batch: int) -> None:
-    session, addresses = Session(package, batch=batch), set()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_mask_stays_where_it_is(package: Package, prompt: Prompt, rows: int) -> None:
+    batch, addresses = Batch(package, rows), set()
     for token in prompt(50):
-        session.feed([[token]] * batch)
-        addresses.add(session._binding._bound_inputs["attention_mask"].data_ptr())
+        batch.feed([[token]] * rows)
+        addresses.add(batch._bound[0, rows].binding._bound_inputs["attention_mask"].data_ptr())
     assert len(addresses) == 1
 
 
@@ -147,9 +154,9 @@ def test_windowed_buffers_stay_small(
 ) -> None:
     session, full = Session(package), Session(full_kv_package)
     for each in (session, full):
-        each.feed([prompt(500)])
-    assert [b.capacity for b in session._buffers] == [10, 10, 512, 512, 10, 10]
-    assert {b.capacity for b in full._buffers} == {512}
+        each.feed(prompt(500))
+    assert [b.capacity for b in session.batch._buffers] == [10, 10, 512, 512, 10, 10]
+    assert {b.capacity for b in full.batch._buffers} == {512}
 
 
 @pytest.mark.parametrize("start", range(WINDOW, 40))
@@ -192,7 +199,7 @@ def test_rewinding_to_a_snapshot(
     ids, other = prompt(300), prompt(40, seed=4)
     session = Session(package)
     for start, end in ((0, 60), (60, 150), (150, 300)):
-        session.feed([ids[start:end]])
+        session.feed(ids[start:end])
         if end < 300:
             session.snapshot()
     assert session.rewind(target) == reached
@@ -206,10 +213,10 @@ def test_snapshots_of_a_past_that_was_left_are_dropped(
     ids, other = prompt(200), prompt(200, seed=5)
     session = Session(package)
     for start in (0, 50, 100, 150):
-        session.feed([ids[start : start + 50]])
+        session.feed(ids[start : start + 50])
         session.snapshot()
     session.rewind(50)
-    session.feed([other])
+    session.feed(other)
     assert session.rewind(150) == 50
     assert np.abs(feed(session, [3]) - model.logits([*ids[:50], 3])[-1]).max() < TOLERANCE
 
@@ -218,9 +225,9 @@ def test_few_snapshots_are_kept_and_those_that_spare_most(package: Package, prom
     session = Session(package)
     lengths = [100, 110, 200, 300, 305, 310, 315]
     for start, end in zip([0, *lengths], lengths, strict=False):
-        session.feed([prompt(end - start)])
+        session.feed(prompt(end - start))
         session.snapshot()
-    kept = [snapshot.length for snapshot in session._snapshots]
+    kept = [snapshot.start for snapshot in session._snapshots]
     assert kept == [100, 200, 300, 315]
     assert len(kept) == SNAPSHOTS
 
@@ -229,9 +236,9 @@ def test_reuse(package: Package, model: TinyModel, prompt: Prompt) -> None:
     ids = prompt(120)
     session = Session(package)
     assert session.reuse(ids) == 0
-    session.feed([ids[:100]])
+    session.feed(ids[:100])
     session.snapshot()
-    session.feed([ids[100:]])
+    session.feed(ids[100:])
     assert session.reuse([*ids, 1, 2]) == 120
     assert session.reuse(ids) == 119  # one token is left to feed
     assert session.reuse([*ids[:110], 7, 7, 7]) == 100  # the snapshot below the common prefix
@@ -245,35 +252,35 @@ def test_a_failed_run_leaves_an_intact_prefix(
 ) -> None:
     ids = prompt(200)
     session = Session(package)
-    session.feed([ids[:100]])
+    session.feed(ids[:100])
     session.snapshot()
-    session.feed([ids[100:150]])
+    session.feed(ids[100:150])
     stop = onnxruntime.RunOptions()
     stop.terminate = True
     with pytest.raises(RuntimeError):
-        session.feed([ids[150:]], stop)
+        session.feed(ids[150:], stop)
     # The run may have moved the windows, so only the snapshot is sure.
     assert session.length == 100
     assert list(session.tokens) == ids[:100]
-    assert np.abs(session.feed([ids[100:]])[0] - model.logits(ids)[-1]).max() < TOLERANCE
+    assert np.abs(session.feed(ids[100:]) - model.logits(ids)[-1]).max() < TOLERANCE
 
 
 def test_a_failed_run_that_evicts_nothing_loses_nothing(
     package: Package, model: TinyModel, prompt: Prompt
 ) -> None:
     session, ids = Session(package), prompt(7)
-    session.feed([ids])
+    session.feed(ids)
     stop = onnxruntime.RunOptions()
     stop.terminate = True
     with pytest.raises(RuntimeError):
-        session.feed([[1]], stop)
+        session.feed([1], stop)
     assert session.length == 7
-    assert np.abs(session.feed([[2]])[0] - model.logits([*ids, 2])[-1]).max() < TOLERANCE
+    assert np.abs(session.feed([2]) - model.logits([*ids, 2])[-1]).max() < TOLERANCE
 
 
 def test_reset(package: Package, model: TinyModel, prompt: Prompt) -> None:
     session = Session(package)
-    session.feed([prompt(90)])
+    session.feed(prompt(90))
     session.snapshot()
     session.reset()
     assert (session.length, list(session.tokens)) == (0, [])
@@ -281,40 +288,35 @@ def test_reset(package: Package, model: TinyModel, prompt: Prompt) -> None:
 
 
 def test_a_batch_starts_again(package: Package, model: TinyModel, prompt: Prompt) -> None:
-    session = Session(package, batch=2)
-    session.feed([prompt(30), prompt(30)])
-    session.reset()
+    batch = Batch(package, 2)
+    batch.feed([prompt(30), prompt(30)])
+    for row in batch.rows:
+        row.clear()
     rows = [prompt(30), prompt(4, seed=2)]
-    session.feed(rows)
-    logits = session.feed([[1], [1]])
+    batch.feed(rows)
+    logits = batch.feed([[1], [1]])
     for row, ids in enumerate(rows):
         assert np.abs(logits[row] - model.logits([*ids, 1])[-1]).max() < TOLERANCE
 
 
 def test_limits(package: Package, prompt: Prompt) -> None:
     session = Session(package, max_length=20)
-    session.feed([prompt(20)])
+    session.feed(prompt(20))
     with pytest.raises(UserError, match="21 tokens are more than the 20"):
-        session.feed([[1]])
+        session.feed([1])
     assert session.length == 20
     for wrong in (1, CONTEXT + 1):
         with pytest.raises(UserError, match=f"max_length is {wrong}"):
             Session(package, max_length=wrong)
-    with pytest.raises(ValueError, match="cannot be rewound"):
-        Session(package, batch=2).rewind(0)
     with pytest.raises(ValueError, match="cannot rewind to 21"):
         session.rewind(21)
 
 
 def test_rows_of_different_lengths_need_padded_batches(package: Package, prompt: Prompt) -> None:
     even = Package(package.folder, dataclasses.replace(package.manifest, padded_batches=False))
-    session = Session(even, batch=2)
-    ids = prompt(8)
-    logits = session.feed([ids, ids])
-    np.testing.assert_array_equal(logits[0], logits[1])
+    assert Session(even).feed(prompt(8)).shape == (VOCAB,)
     with pytest.raises(UserError, match=r"same number of tokens for every row.* session for each"):
-        session.feed([ids, ids[:3]])
-    assert session.length == 8
+        Batch(even, 2)
 
 
 @pytest.mark.parametrize("at", range(3))
@@ -344,11 +346,11 @@ def test_a_cache_that_cannot_grow_leaves_the_session_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(kv_cache, "_grown", grown)
         with pytest.raises(UserError, match=r"KV cache of 1 x 296 tokens does not fit") as raised:
-            session.feed([ids[FIRST_CAPACITY:]])
+            session.feed(ids[FIRST_CAPACITY:])
         assert "\n" not in str(raised.value) and calls
         assert (session.length, list(session.tokens)) == (FIRST_CAPACITY, ids[:FIRST_CAPACITY])
     wanted = feed(Session(any_package), ids, len(ids))
     if at == 2:  # rewound first, with what grew
         session.rewind(FIRST_CAPACITY - 1)
-        session.feed([ids[FIRST_CAPACITY - 1 : FIRST_CAPACITY]])
-    assert np.abs(session.feed([ids[FIRST_CAPACITY:]]) - wanted[-1]).max() < TOLERANCE
+        session.feed(ids[FIRST_CAPACITY - 1 : FIRST_CAPACITY])
+    assert np.abs(session.feed(ids[FIRST_CAPACITY:]) - wanted[-1]).max() < TOLERANCE

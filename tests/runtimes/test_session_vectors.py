@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptoss_onnx.runtimes.batch import Batch
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.session import Session
 from tests.conftest import DemoPackage
@@ -26,7 +27,7 @@ def package(demo_package: DemoPackage) -> Package:
 
 
 def fresh(package: Package, ids: list[int]) -> np.ndarray:
-    return Session(package, max_length=max(len(ids), 2)).feed([ids])[0]
+    return Session(package, max_length=max(len(ids), 2)).feed(ids)
 
 
 @pytest.mark.slow
@@ -49,9 +50,9 @@ def test_a_session_goes_on_as_a_fresh_one(package: Package, case: dict[str, Any]
 @pytest.mark.parametrize("case", VECTORS["batches"], ids=lambda case: case["name"])
 def test_rows_of_a_batch_go_on_as_fresh_ones(package: Package, case: dict[str, Any]) -> None:
     rows: list[list[int]] = [[] for _ in case["steps"][0]["left"]]
-    session = Session(package, batch=len(rows))
+    batch = Batch(package, len(rows))
     for step in case["steps"]:
-        logits = cases.perform_batch(session, step)
+        logits = cases.perform_batch(batch, step)
         for row, left in enumerate(step["left"]):
             if step["do"] == "feed":
                 fed = cases.tokens(step["rows"][row])

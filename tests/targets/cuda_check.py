@@ -111,13 +111,13 @@ def _recording(package: Package) -> dict[str, object]:
 def chunks(package: Package) -> Checked:
     """The logits after a prompt, however it was fed: at once, in chunks, one by one at its end."""
     ids, most = prompt(package), tolerance(package)
-    whole = Session(package).feed([ids])[0].copy()
+    whole = Session(package).feed(ids).copy()
     worst = 0.0
     for size, alone in ((64, 0), (50, LONG)):
         session = Session(package)
         steps = [*range(0, len(ids) - alone, size), *range(len(ids) - alone, len(ids))]
         for start, end in zip(steps, [*steps[1:], len(ids)], strict=True):
-            logits = session.feed([ids[start:end]])[0]
+            logits = session.feed(ids[start:end])
         worst = max(worst, away(logits, whole))
     right = bool(np.isfinite(whole).all()) and worst <= most
     return Checked(
@@ -132,12 +132,12 @@ def cache(package: Package, provider: str) -> Checked:
         return Checked(
             "cache", None, "made anew by each run" if provider in DEVICES else "on the host"
         )
-    session.feed([[1, 2, 3]])
-    buffers = [buffer for buffer in session._buffers if isinstance(buffer, DeviceBuffer)]
+    session.feed([1, 2, 3])
+    buffers = [buffer for buffer in session.batch._buffers if isinstance(buffer, DeviceBuffer)]
     before = [buffer.value.data_ptr() for buffer in buffers]
-    session.feed([[4]])
+    session.feed([4])
     moved = [b for b, at in zip(buffers, before, strict=True) if b.value.data_ptr() != at]
-    wrong = len(session._buffers) - len(buffers) + len(moved)
+    wrong = len(session.batch._buffers) - len(buffers) + len(moved)
     device = {buffer.value.device_name() for buffer in buffers}
     return Checked("cache", wrong == 0 and device == {DEVICES[provider]}, f"on {', '.join(device)}")
 
@@ -152,7 +152,7 @@ def fixed_shapes(package: Package, provider: str, *, capture: bool) -> Checked:
     ids, most, session = prompt(package)[:24], tolerance(package), Session(package)
     worst = 0.0
     for token, logits in zip(ids, _fixed(package, ids, provider, capture=capture), strict=True):
-        worst = max(worst, away(logits, session.feed([[token]])[0]))
+        worst = max(worst, away(logits, session.feed([token])))
     return Checked(name, worst <= most, f"differ by {worst:.1e} of the largest logit")
 
 
@@ -209,7 +209,7 @@ def answers(package: Package, against: Package, questions: Path, count: int) -> 
         reply = list(generate(Session(against), ids, options))
         ours, theirs = Session(package), Session(against)
         for chunk, token in zip([ids, *([t] for t in reply)], reply, strict=False):
-            logits, others = ours.feed([chunk])[0], theirs.feed([chunk])[0]
+            logits, others = ours.feed(chunk), theirs.feed(chunk)
             best = int(logits.argmax())
             here = float(logits[best] - logits[token]) / float(np.abs(logits).max())
             there = float(others[token] - others[best]) / float(np.abs(others).max())
@@ -231,10 +231,10 @@ def speed(package: Package) -> Checked:
     for _ in range(2):
         session.reset()
         started = time.perf_counter()
-        token = int(session.feed([ids])[0].argmax())
+        token = int(session.feed(ids).argmax())
         between = time.perf_counter()
         for _ in range(new):
-            token = int(session.feed([[token]])[0].argmax())
+            token = int(session.feed([token]).argmax())
         ended = time.perf_counter()
     figures = (
         f"prefill {size / (between - started):.0f}, decode {new / (ended - between):.1f} tokens/s"

@@ -90,7 +90,7 @@ def near_tie(package: Package, expected: dict[str, Any], ids: list[int]) -> bool
     """Whether the first token that differs is one `package` itself gave nearly as much."""
     pairs = list(zip_longest(expected["ids"], ids))
     at = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    logits = Session(package).feed([[*expected["prompt"], *ids[:at]]])[0]
+    logits = Session(package).feed([*expected["prompt"], *ids[:at]])
     mine, other = (float(logits[token]) for token in pairs[at] if token is not None)
     return abs(mine - other) < NEAR_TIE
 
@@ -98,7 +98,7 @@ def near_tie(package: Package, expected: dict[str, Any], ids: list[int]) -> bool
 def test_near_tie_tells_a_tie_from_another_answer(demo_package: DemoPackage) -> None:
     cpu = Package.open(demo_package("int4"), threads=1)
     (reply, *_) = answers(cpu, QUESTIONS, 5)["replies"]
-    logits = Session(cpu).feed([reply["prompt"]])[0]
+    logits = Session(cpu).feed(reply["prompt"])
     unlikely = int(np.argmin(logits))
     assert not near_tie(cpu, reply, [unlikely, *reply["ids"][1:]])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from gptoss_onnx.runtimes.batch import Batch
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.session import Session
@@ -190,6 +191,7 @@ class _Failing:
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
+        self.io_binding = graph.io_binding
 
     def run_with_iobinding(self, *given: Any) -> None:
         self._graph.run_with_iobinding(*given)
@@ -197,29 +199,29 @@ class _Failing:
 
 
 @contextmanager
-def failing(session: Session) -> Any:
-    graph, session._graph = session._graph, _Failing(session._graph)  # type: ignore[assignment]
+def failing(batch: Batch) -> Any:
+    graph, batch._graph = batch._graph, _Failing(batch._graph)  # type: ignore[assignment]
     try:
         yield
     finally:
-        session._graph = graph
+        batch._graph = graph
 
 
 def perform(session: Session, step: Json) -> Any:
     """Do a step of one sequence; what it returns, logits [V] for a feed."""
     match step["do"]:
         case "feed":
-            return session.feed([tokens(step["tokens"])])[0].copy()
+            return session.feed(tokens(step["tokens"])).copy()
         case "fail":
             try:
-                with failing(session):
-                    session.feed([tokens(step["tokens"])])
+                with failing(session.batch):
+                    session.feed(tokens(step["tokens"]))
             except RuntimeError:
                 return None
             raise AssertionError("the run did not fail")
         case "refuse":
             try:
-                session.feed([step["ids"]])
+                session.feed(step["ids"])
             except UserError:
                 return None
             raise AssertionError(f"{step['ids']} were taken")
@@ -234,22 +236,24 @@ def perform(session: Session, step: Json) -> Any:
     raise AssertionError(step)
 
 
-def perform_batch(session: Session, step: Json) -> Any:
+def perform_batch(batch: Batch, step: Json) -> Any:
     """Do a step of a batch; logits [B, V] for a feed."""
     if step["do"] == "reset":
-        return session.reset()
+        for row in batch.rows:
+            row.clear()
+        return None
     if step["do"] == "refuse":
         try:
-            session.feed(step["rows"])
+            batch.feed(step["rows"])
         except UserError:
             return None
         raise AssertionError(f"{step['rows']} were taken")
     rows = [tokens(row) for row in step["rows"]]
     if step["do"] == "feed":
-        return session.feed(rows).copy()
+        return batch.feed(rows).copy()
     try:
-        with failing(session):
-            session.feed(rows)
+        with failing(batch):
+            batch.feed(rows)
     except RuntimeError:
         return None
     raise AssertionError("the run did not fail")
@@ -270,10 +274,10 @@ def session_vectors(package: Package) -> Json:
     batches = []
     for name, steps in BATCHES:
         rows = max(len(step.get("rows", [])) for step in steps)
-        session, done = Session(package, batch=rows), []
+        batch, done = Batch(package, rows), []
         for step in steps:
-            perform_batch(session, step)
-            done.append({**step, "left": list(session._lengths)})
+            perform_batch(batch, step)
+            done.append({**step, "left": [row.length for row in batch.rows]})
         batches.append({"name": name, "steps": done})
     window = next(layer.window for layer in package.manifest.kv.layers if layer.windowed)
     return {"checkpoint": "demo", "window": window, "sessions": sessions, "batches": batches}
