@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from gptoss_onnx.assistant.schema_depth import check_size, on_a_deep_stack
 from gptoss_onnx.runtimes.constraint import (
@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 # A space, or a line and its indentation: a model may write JSON as it is used to, and never end
 # up in white space.
 _WHITE_SPACE = r"( |\n[ \t]{0,32})"
-_KEPT = 64  # schemas
+_KEPT = 16  # schemas, each up to 140 MB
+_USES = 100  # of one that is kept: its automaton grows with what is written, up to a limit
+# Twice what 128 KB of names and values take; the default lets a pattern compile for seconds.
+_LIMITS = LLParserLimits(initial_lexer_fuel=200_000)
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+_Key: TypeAlias = tuple[str, bool]  # a schema's text, strict
 
 
 class Grammars:
@@ -44,7 +48,7 @@ class Grammars:
         self.package = package
         self._lock = threading.Lock()
         self._loaded: tuple[Vocabulary, LLTokenizer] | None = None
-        self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[_Key, tuple[LLMatcher, int]] = OrderedDict()  # with its uses
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -67,19 +71,29 @@ class Grammars:
             text = json.dumps({k: v for k, v in schema.items() if k != "x-guidance"})
         except (TypeError, ValueError, RecursionError):
             raise UserError(f"{what} is no JSON, or nested too deeply: make it simpler") from None
-        compiled = self._known(text, strict)
+        key = text, strict
+        compiled = self._known(key)
         if compiled is None:
             check_size(schema, len(text), what)
-            compiled = on_a_deep_stack(partial(self._compile, text, what, strict))
-        return partial(JsonMatcher, compiled, self.vocabulary)
+            compiled = on_a_deep_stack(partial(self._compile, key, what))
+        give_up = partial(self._forget, key, compiled)
+        return partial(JsonMatcher, compiled, self.vocabulary, give_up)
 
-    def _known(self, text: str, strict: bool) -> LLMatcher | None:
+    def _known(self, key: _Key) -> LLMatcher | None:
         with self._lock:
-            if (text, strict) in self._compiled:
-                self._compiled.move_to_end((text, strict))
-            return self._compiled.get((text, strict))
+            compiled, uses = self._compiled.pop(key, (None, 0))
+            if compiled is not None and uses < _USES:
+                self._compiled[key] = compiled, uses + 1
+            return compiled
 
-    def _compile(self, text: str, what: str, strict: bool) -> LLMatcher:
+    def _forget(self, key: _Key, compiled: LLMatcher) -> None:
+        """Its copies share its automaton, and that is full."""
+        with self._lock:
+            if self._compiled.get(key, (None, 0))[0] is compiled:
+                del self._compiled[key]
+
+    def _compile(self, key: _Key, what: str) -> LLMatcher:
+        text, strict = key
         tokenizer = self._load()[1]
         try:
             grammar = LLMatcher.grammar_from_json_schema(
@@ -89,7 +103,7 @@ class Grammars:
                     "lenient": not strict,
                 },
             )
-            matcher = LLMatcher(tokenizer, grammar, log_level=0)
+            matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
             matcher.compute_bitmask()  # tells of a schema that nothing can be of
             problem = matcher.get_error().partition("<state>")[0]
         except ValueError as error:
@@ -97,9 +111,10 @@ class Grammars:
         if problem:
             line = " ".join(problem.split())
             line = line if len(line) <= 200 else f"{line[:197]}..."
-            raise UserError(f"{what} cannot be enforced: {line}; change it, or leave strict out")
+            or_else = ", or leave strict out" if strict else ""
+            raise UserError(f"{what} cannot be enforced: {line}; change it{or_else}")
         with self._lock:
-            self._compiled[text, strict] = matcher
+            self._compiled[key] = matcher, 1
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         return matcher
@@ -133,20 +148,25 @@ class _Tokens:
 
 
 class JsonMatcher:
-    """A `Matcher` of JSON, at its beginning."""
+    """A `Matcher` of JSON, at its beginning; `give_up` is called where a limit ends it."""
 
-    def __init__(self, compiled: LLMatcher, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, compiled: LLMatcher, vocabulary: Vocabulary, give_up: Callable[[], None]
+    ) -> None:
         self._matcher = compiled.deep_copy()
         self._size, self._end = vocabulary.size, vocabulary.end
+        self._give_up = give_up
 
     @property
     def complete(self) -> bool:
         return self._matcher.is_accepting()
 
     def mask(self) -> Mask:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            self._give_up()
         if self._matcher.is_stopped():
             return np.zeros(self._size, np.bool_)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, count=self._size, bitorder="little").view(np.bool_)
         mask[self._end] = False  # its word for complete
         return mask

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import CONSTRAIN, FUNCTIONS, Harmony
 from gptoss_onnx.runtimes.header import CHANNEL, TEXT_TOOLS
 
@@ -22,7 +23,10 @@ class Constraint(Protocol):
     """Follows one reply from behind `<|start|>assistant`."""
 
     def allowed(self) -> Mask | None:
-        """The tokens that may come next, never none; None: any."""
+        """The tokens that may come next, never none; None: any.
+
+        UserError where nothing can, although the form is not kept yet.
+        """
 
     def accept(self, token: int) -> None:
         """Go on behind `token`, whatever it is."""
@@ -39,7 +43,7 @@ class Matcher(Protocol):
         """The tokens of text that may come next, in an array of its own; maybe none."""
 
     def accept(self, token: int) -> bool:
-        """Go on behind `token`; False when it may not come, and nothing may from then on."""
+        """Go on behind `token`; False when it cannot, and nothing may come from then on."""
 
 
 Make: TypeAlias = Callable[[], Matcher]
@@ -91,7 +95,8 @@ class _Part:
 class ReplyConstraint:
     """A `Constraint` to a `Form`. A token that may not come lifts it: no reply is an error.
 
-    `stop_ids` are those that the reply ends with.
+    A matcher that gives up is one: the answer would not be what was asked for. `stop_ids` are those
+    that the reply ends with.
     """
 
     def __init__(self, vocabulary: Vocabulary, form: Form, stop_ids: Collection[int]) -> None:
@@ -111,9 +116,13 @@ class ReplyConstraint:
 
     def allowed(self) -> Mask | None:
         if self._mask is None and not self._lifted:
-            self._mask = self._allowed()
-            if not self._mask.any():  # the reply is over, or the matcher gave up
+            mask = self._allowed()
+            if mask.any():
+                self._mask = mask
+            elif self._part is None:  # the reply is over
                 self._lift()
+            else:
+                raise UserError("the schema is too much to follow any further: make it simpler")
         return self._mask
 
     def accept(self, token: int) -> None:
@@ -146,11 +155,12 @@ class ReplyConstraint:
         complete = self._matcher is None or self._matcher.complete
         if token == self._end and token in part.ends and complete:
             self._close(part)
-        elif not self._is_text(token):
+        elif token in self._stop_ids or not self._is_text(token):
             self._lift()
         elif self._matcher is not None:
+            may = self._mask is not None and self._mask[token]
             self._mask = None
-            if not self._matcher.accept(token):
+            if not self._matcher.accept(token) and not may:  # else it gave up: `allowed` tells
                 self._lift()
 
     def _is_text(self, token: int) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gptoss_onnx.runtimes.constraint import Form, Mask, ReplyConstraint, Vocabulary
+from gptoss_onnx.runtimes.constraint import Form, Mask, Matcher, ReplyConstraint, Vocabulary
+from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.harmony import Harmony
 from gptoss_onnx.runtimes.reply import read_reply
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
@@ -272,9 +273,27 @@ def test_where_a_message_ends_the_reply_nothing_comes_before_what_is_asked(
     assert refused(vocabulary, held, "<|channel|>analysis<|message|>Hm<|end|>") is None
 
 
-def test_a_matcher_that_gives_up_lifts_the_constraint(vocabulary: Vocabulary) -> None:
-    held = constraint(vocabulary, Form({}, lambda: OneOf(vocabulary, ())))
+class GivesUp(OneOf):
+    """A `Matcher` that cannot go on behind a token it let through."""
+
+    def accept(self, token: int) -> bool:
+        self._left = []
+        return False
+
+
+@pytest.mark.parametrize("matcher", [lambda v: OneOf(v, ()), lambda v: GivesUp(v, ("{}",))])
+def test_a_matcher_that_gives_up_is_an_error(
+    vocabulary: Vocabulary, matcher: Callable[[Vocabulary], Matcher]
+) -> None:
+    held = constraint(vocabulary, Form({}, lambda: matcher(vocabulary)))
     assert refused(vocabulary, held, FINAL) is None
+    if matcher(vocabulary).mask().any():
+        assert refused(vocabulary, held, "{") is None
+    for _ in range(2):
+        with pytest.raises(UserError, match="make it simpler"):
+            held.allowed()
+    held.accept(ord("x"))
+    held.accept(257)
     assert held.allowed() is None
 
 
