@@ -13,13 +13,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXPORT = $(VENV)/.export
 EVAL = $(VENV)/.eval
+SERVE = $(VENV)/.serve
 DEV = $(VENV)/.dev
-ROOMS = export graph_passes runtimes evaluation tuning mobile
+ROOMS = export graph_passes runtimes evaluation tuning mobile assistant
 SOURCES = $(shell find $(ROOMS) gptoss_onnx -name '*.py')
 
 JS = runtimes/javascript
 
-.PHONY: export test test-fast test-js test-arm64 test-cuda npm-package chat chat-node chat-web bench lint verify eval clean
+.PHONY: export test test-fast test-js test-arm64 test-cuda npm-package chat chat-node chat-web serve bench lint verify eval clean
 
 export: $(OUT)/manifest.json
 
@@ -40,6 +41,10 @@ chat-web: export $(JS)/dist/node.js
 	mkdir -p $(JS)/examples/vite/public
 	ln -sfn $(abspath $(OUT)) $(JS)/examples/vite/public/package
 	cd $(JS)/examples/vite && npx vite
+
+# An OpenAI-compatible server at http://127.0.0.1:8080/v1.
+serve: $(SERVE) export
+	$(BIN)/gptoss serve $(OUT)
 
 bench: export
 	$(BIN)/gptoss bench $(OUT)
@@ -106,7 +111,7 @@ $(VENV)/.%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[$*]'
-	touch $@ $(if $(filter dev,$*),$(EXPORT) $(EVAL)) $(if $(filter eval,$*),$(EXPORT))
+	touch $@ $(if $(filter dev,$*),$(EXPORT) $(EVAL) $(SERVE)) $(if $(filter eval,$*),$(EXPORT))
 
 clean:
 	rm -rf build $(VENV)

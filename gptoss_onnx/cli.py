@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 import click
 
+from gptoss_onnx.assistant.batch_command import batch
+from gptoss_onnx.assistant.serve_command import serve
+from gptoss_onnx.assistant.user_commands import users
 from gptoss_onnx.evaluation.commands import compare_command, eval_command, lm_eval_command
 from gptoss_onnx.runtimes.commands import bench, chat, generate, targets
 from gptoss_onnx.runtimes.console import (
@@ -24,6 +27,8 @@ from gptoss_onnx.runtimes.console import (
 )
 from gptoss_onnx.runtimes.errors import INSTALL, UserError
 
+_SERVER = ("serve", "users", "batch")  # what the extra `serve` is for
+
 
 class _Commands(click.Group):
     """One-line errors: exit 1 for what failed, 2 for wrong use (click's own)."""
@@ -35,7 +40,9 @@ class _Commands(click.Group):
         except UserError as error:
             fail(str(error))
         except ModuleNotFoundError as error:  # the runtime was installed alone
-            fail(f"this needs {error.name}: {INSTALL.format(extra='export')}")
+            extra = "serve" if context.invoked_subcommand in _SERVER else "export"
+            extra = "ray" if error.name == "ray" else extra
+            fail(f"this needs {error.name}: {INSTALL.format(extra=extra)}")
         except KeyboardInterrupt:
             fail("interrupted; nothing was left behind")
 
@@ -235,7 +242,10 @@ def synth(folder: Path, **sizes: Any) -> None:
     click.echo(str(folder))
 
 
-for command in (eval_command, compare_command, lm_eval_command, generate, chat, bench, targets):
+for command in (
+    *(eval_command, compare_command, lm_eval_command, generate, chat, bench, targets),
+    *(serve, users, batch),
+):
     main.add_command(command)
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 NAME = "gptoss_onnx"
-INSTALLED = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile")
+INSTALLED = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile", "assistant")
 REPOSITORY = (NAME, *INSTALLED, "demo", "tests", "benchmarks")  # what a clone has at its top
 # What each room may import of the repository, itself aside: a module's name allows what is below.
 ALLOWED = {
@@ -25,6 +25,7 @@ ALLOWED = {
     "evaluation": ("export", "graph_passes", "runtimes"),
     "tuning": ("evaluation", "export", "graph_passes", "runtimes"),
     "mobile": ("export", "graph_passes", "runtimes"),
+    "assistant": ("runtimes",),
 }
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers")
 HEAVY += (f"{NAME}.export", f"{NAME}.graph_passes")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # Folders and files that a user may have where the command runs.
 NAMESAKES = ("cli.py", *(f"{n}/__init__.py" for n in ("export", "evaluation", "runtimes")))
-ROOMS = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile")
+ROOMS = ("export", "graph_passes", "runtimes", "evaluation", "tuning", "mobile", "assistant")
 NO_ROOMS = {"benchmarks", "demo", "tests", "examples"}  # of the repository alone
 OTHER_LANGUAGES = ("runtimes/javascript/", "mobile/android/", "mobile/ios/")
 TALK = """
