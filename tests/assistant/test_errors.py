@@ -190,14 +190,14 @@ def test_an_error_amid_a_stream_is_its_last_event(
     client: TestClient, says: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says("<|channel|>final<|message|>abc<|return|>")
-    logged = scheduler._with_logprobs
+    logged = scheduler._told
 
     def fail(token: int, *rest: Any) -> Any:
         if token == ord("b"):
             raise ValueError("broken: /secret/path")
         return logged(token, *rest)
 
-    monkeypatch.setattr(scheduler, "_with_logprobs", fail)
+    monkeypatch.setattr(scheduler, "_told", fail)
     events = client.post(CHAT, json=body(stream=True)).text.strip().split("\n\n")
     error = json.loads(events[-1].removeprefix("data: "))["error"]
     assert error["type"] == "server_error"
