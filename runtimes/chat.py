@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gptoss_onnx.runtimes.content_filter import ContentFilter, message_text, prompt_texts, review
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options, Usage, generate
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace, called_name
@@ -25,8 +26,8 @@ class Chat:
 
     A turn that was cancelled, cut at its length limit or abandoned keeps what a reader saw: its
     final and commentary text so far. Its reasoning and tool calls are dropped, so the next turn
-    starts from a conversation the model knows the form of. When a turn fails with an exception,
-    the history is as it was before that turn.
+    starts from a conversation the model knows the form of. When a turn fails with an exception, or
+    a content filter blocks its prompt, the history is as it was before that turn.
 
     One turn at a time: RuntimeError for a second one. `cancel` may be called from any thread.
     """
@@ -40,12 +41,14 @@ class Chat:
         tools: Sequence[Tool | ToolNamespace] = (),
         auto_drop_analysis: bool = True,
         session: Session | None = None,
+        content_filter: ContentFilter | None = None,
         **options: Any,
     ) -> None:
         """`options` are those of `generation.Options`; `session` shares the KV cache of another.
 
         `auto_drop_analysis`: the model is not shown its reasoning of answered turns, as it was
         trained. The date of today is that of the first, or midnight would cost the KV cache.
+        `content_filter` reviews what is new in each prompt, and every reply.
         """
         self.package = package
         self.system = system and system.pinned()
@@ -55,6 +58,8 @@ class Chat:
         self.session = session or Session(package)
         self.options = Options(**{"stop_ids": package.stop_ids, **options})
         self.messages: list[Message] = []
+        self._filter = content_filter
+        self._cleared: set[str] = set()  # texts of prompts and replies
         self.reply = self._new_reply(self.options)
         self.usage = Usage()
         self._lock = threading.Lock()
@@ -85,6 +90,11 @@ class Chat:
         before = list(self.messages)
         try:
             self.messages = [*before, *messages]
+            if (rule := self._forbidden()) is not None:
+                self.messages = before
+                self.reply, self.usage = self._new_reply(options), Usage()
+                self.reply.block(rule)
+                return
             yield from self._reply(options, cancel)
         except Exception:
             self.messages = before
@@ -100,7 +110,10 @@ class Chat:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the last reply ended: `stop`, `length`, `cancelled` or `tool_call`."""
+        """Why the last reply ended: `stop`, `length`, `cancelled`, `tool_call`, `content_filter`.
+
+        A content filter's rule against it, or against its prompt, is `reply.blocked`.
+        """
         return self.reply.finish_reason
 
     @property
@@ -131,6 +144,17 @@ class Chat:
             for cancel in self._unfinished:
                 cancel.set()
 
+    def _forbidden(self) -> str | None:
+        """The filter's rule against what is new in the conversation."""
+        if self._filter is None:
+            return None
+        texts = prompt_texts(self.messages, self.instructions, self.tools)
+        new = [text for text in texts if text not in self._cleared]
+        rule = review(self._filter, "prompt", new)
+        if rule is None:
+            self._cleared.update(new)
+        return rule
+
     def _reply(self, options: Options, cancel: threading.Event) -> Iterator[Event]:
         reply = self.reply = self._new_reply(options)
         prompt = self.package.harmony.render(
@@ -146,6 +170,8 @@ class Chat:
         try:
             for token in generation:
                 yield from reply.feed(token)
+                if reply.blocked is not None:
+                    break
             yield from reply.finish(generation.finish_reason or "cancelled")
         finally:
             # Also when the caller stopped listening: what was said is kept.
@@ -153,7 +179,10 @@ class Chat:
             reply.finish(generation.finish_reason or "cancelled")
             self.usage = generation.usage
             self.messages += reply.messages
+            if self._filter is not None:
+                self._cleared.update(map(message_text, reply.messages))
 
     def _new_reply(self, options: Options) -> Reply:
         tools = tool_names(self.tools)
-        return Reply(self.package.tokenizer, tools, options.stop_ids or self.package.stop_ids)
+        stop_ids = options.stop_ids or self.package.stop_ids
+        return Reply(self.package.tokenizer, tools, stop_ids, self._filter)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from gptoss_onnx.runtimes.content_filter import ContentFilter, EventGate
 from gptoss_onnx.runtimes.generation import FinishReason
 from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.header import TEXT_TOOLS
@@ -43,32 +44,55 @@ def _is_object(text: str) -> bool:
 
 
 class Reply:
-    """A reply on its way: feed it tokens and it tells events; all else is whole after `finish`."""
+    """A reply on its way: feed it tokens and it tells events; all else is whole after `finish`.
+
+    With a content filter every text is held until it is cleared. Once one is blocked, nothing more
+    comes out, here or by any property, and no call is made.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, tools: Collection[str] = (), stop_ids: Collection[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        tools: Collection[str] = (),
+        stop_ids: Collection[int] = (),
+        content_filter: ContentFilter | None = None,
     ) -> None:
         """As `StreamParser`."""
         self.text = ""  # the answer: what the final channel says
-        self.finish_reason: FinishReason | Literal["tool_call"] | None = None
+        self.finish_reason: FinishReason | Literal["tool_call", "content_filter"] | None = None
+        self.blocked: str | None = None  # the filter's rule: no more tokens are wanted
         self._parser = StreamParser(tokenizer, tools, stop_ids)
+        self._gate = EventGate(content_filter) if content_filter is not None else None
         self._answer: int | None = None  # the last message in `text`
 
     def feed(self, token: int) -> list[Event]:
-        """What `token` completes."""
-        return self._tell(self._parser.feed(token))
+        """What `token` completes, as far as it is cleared."""
+        if self.blocked is not None:
+            return []
+        complete = len(self._parser.messages)
+        events = self._parser.feed(token)
+        return self._tell(events, len(self._parser.messages) > complete)
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """What was held back; `reason` is why no more tokens come."""
         if self.finish_reason is not None:
             return []
         self.finish_reason = reason
-        events = self._tell(self._parser.finish())
+        events = self._tell(self._parser.finish(), True)
         if self.calls:
             self.finish_reason = "tool_call"
         return events
 
-    def _tell(self, events: list[Event]) -> list[Event]:
+    def block(self, rule: str) -> None:
+        """End the reply: a filter's `rule` forbids it, or the prompt it was to answer."""
+        self.blocked, self.finish_reason = rule, "content_filter"
+        self._parser.finish()  # the message it was blocked in is part of what was said
+
+    def _tell(self, events: list[Event], ended: bool) -> list[Event]:
+        if self._gate is not None:
+            events = self._gate.feed(events, ended)
+            if self._gate.blocked is not None:
+                self.block(self._gate.blocked)
         for event in events:
             if event.kind == "final":
                 apart = "\n\n" if self._answer not in (None, event.message) else ""
@@ -80,7 +104,15 @@ class Reply:
     def said(self) -> list[Message]:
         """The assistant's messages so far, the last one maybe cut."""
         # A model that left the format may speak for others: that is no part of its reply.
-        return [message for message in self._parser.messages if message.role == "assistant"]
+        said = [message for message in self._parser.messages if message.role == "assistant"]
+        if self._gate is None:
+            return said
+        if self._gate.blocked is not None:
+            cut, size = self._gate.message, self._gate.passed
+            blocked_in = [replace(m, content=m.content[:size]) for m in said[cut : cut + 1]]
+            said = said[:cut] + blocked_in
+        # The header of an empty message was not reviewed.
+        return [message for message in said if message.content]
 
     @property
     def complete(self) -> bool:
@@ -121,9 +153,10 @@ def read_reply(
     reason: FinishReason,
     tools: Collection[str] = (),
     stop_ids: Collection[int] = (),
+    content_filter: ContentFilter | None = None,
 ) -> Reply:
     """A reply that is there already, from its `ids`."""
-    reply = Reply(tokenizer, tools, stop_ids)
+    reply = Reply(tokenizer, tools, stop_ids, content_filter)
     for token in ids:
         reply.feed(token)
     reply.finish(reason)
