@@ -234,18 +234,18 @@ def _arguments(
     """What makes the matcher of a call's arguments; None where they are free."""
     if tool is None or not strict:
         return grammars.json_object() if must_call else None
-    where = f"tool {name}: its parameters"
+    where = f"tool {name}: its parameters' schema"
     schema: Any = tool.parameters
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError):
-            raise UserError(f"{where} are no JSON") from None
+            raise UserError(f"{where} is no JSON") from None
     if schema is None:
         schema = _NO_ARGUMENTS
     if isinstance(schema, Mapping) and "$ref" not in schema:
         kinds = schema.get("type", "object")
         if kinds != "object" and (not isinstance(kinds, list) or "object" not in kinds):
-            raise UserError(f"{where} are no object, as a call's arguments must be")
+            raise UserError(f"{where} is of no object, as a call's arguments must be")
         schema = {**schema, "type": "object"}
     return grammars.json_schema(schema, where)

@@ -317,13 +317,13 @@ def test_tools_that_cannot_be(demo: Grammars) -> None:
     with pytest.raises(UserError, match="no tool rain"):
         constraint_for(demo, TOOLS, tool_choice=Named("rain"))
     for parameters, why in (
-        ({"type": "string"}, "no object"),
-        ({"type": ["string", "null"]}, "no object"),
+        ({"type": "string"}, "of no object"),
+        ({"type": ["string", "null"]}, "of no object"),
         ({"properties": []}, "enforced"),
         ("{", "no JSON"),
         ("[]", "no JSON schema"),
     ):
-        with pytest.raises(UserError, match=rf"^tool f: its parameters .*{why}"):
+        with pytest.raises(UserError, match=rf"^tool f: its parameters' schema .*{why}"):
             constraint_for(demo, [Tool("f", None, parameters)], strict=["f"])
 
 
