@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gptoss_onnx.assistant.call_ids import new_call_id
 from gptoss_onnx.assistant.stop_texts import StopTexts, first_stop
+from gptoss_onnx.assistant.token_texts import TokenTexts
+from gptoss_onnx.runtimes.content_filter import ContentFilter
 from gptoss_onnx.runtimes.harmony import FUNCTIONS, Message, called_name
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.reply import Reply
@@ -73,33 +75,65 @@ class Finished:
 class AnyChoice(Protocol):
     """What an `Answer` is made of."""
 
-    running: Running
     finished: Finished | None
     slow: bool  # whether taking may take so long that a thread should do it
 
     def take(self) -> list[Piece | Finished]:
         """What is new, the reply's end included."""
 
+    def cancel(self) -> None:
+        """At once, from any thread."""
+
+
+class Blocked:
+    """The choice of a prompt that a filter's `rule` forbids: it ends before it begins."""
+
+    slow = False
+
+    def __init__(self, place: int, rule: str, prompt_tokens: int, _: Callable[[], None]) -> None:
+        """`prompt_tokens`: 0 where another choice counts the prompt. It has no news to tell."""
+        self.finished: Finished | None = None
+        usage, verdicts = TurnUsage(prompt_tokens), (f"prompt: {rule}",)
+        self._end = Finished(place, "content_filter", usage, (), verdicts=verdicts)
+
+    def take(self) -> list[Piece | Finished]:
+        self.finished = self._end
+        return [self._end]
+
+    def cancel(self) -> None:
+        pass
+
 
 class Choice:
-    """Take from it whenever its engine says that something is new."""
+    """Take from it whenever its engine says that something is new.
 
-    def __init__(self, place: int, running: Running, package: Package, turn: Turn) -> None:
+    What a filter reviews is what would be told: nothing behind a stop text or in a call too many.
+    """
+
+    def __init__(
+        self,
+        place: int,
+        running: Running,
+        package: Package,
+        turn: Turn,
+        content_filter: ContentFilter | None = None,
+    ) -> None:
         self.running = running
         self.finished: Finished | None = None
-        self.slow = False
+        self.slow = content_filter is not None and content_filter.slow
         self._place = place
         self._tokenizer = package.tokenizer
         self._turn = turn
         stop_ids = turn.options.stop_ids or package.stop_ids
-        self._reply = Reply(package.tokenizer, turn.tool_names, stop_ids)
+        self._reply = Reply(package.tokenizer, turn.tool_names, stop_ids, content_filter, self._cut)
         self._stops = StopTexts(turn.stop)
-        self._message: int | None = None  # the one that is being told
+        self._read: int | None = None  # the message that is being read
+        self._told: int | None = None  # and told
         self._call: Call | None = None
         self._calls = 0
         self._answer: int | None = None  # the first final message
         self._since: list[Token] = []  # tokens behind the last that completed text
-        self._held: list[tuple[str, list[Token]]] = []  # of text that may begin a stop
+        self._texts = TokenTexts()
         self._reasoning = 0  # tokens
         self._ended = False  # by us: a stop text, a call too many
 
@@ -111,35 +145,50 @@ class Choice:
         done = self.running.done  # before the tokens are taken: none comes after it
         for token in self.running.take():
             self._since.append(token)
-            for event in self._reply.feed(token.id):
-                pieces += self._tell(event)
-            if self._ended:
-                self.running.cancel()
+            pieces += map(self._tell, self._reply.feed(token.id))
+            if self._ended or self._reply.blocked is not None:
+                self.cancel()
                 done = True
                 break
         if done:
             pieces += self._finish()
         return pieces
 
-    def _tell(self, event: Event) -> list[Piece]:
-        if self._ended:
-            return []
-        kind = event.kind
+    def cancel(self) -> None:
+        self.running.cancel()
+
+    def _cut(self, events: list[Event], ended: bool) -> list[Event]:
+        """What of `events` is part of the answer."""
+        kept = []
+        for event in events:
+            if not self._ended:
+                kept += self._keep(event)
+        if ended and not self._ended and self._read is not None and (text := self._stops.finish()):
+            kept.append(Event("final", text, self._read))
+        return kept
+
+    def _keep(self, event: Event) -> list[Event]:
+        kind, begins = event.kind, event.message != self._read
         tokens, self._since = self._since, []
+        self._read = event.message
         if kind == "analysis":
             self._reasoning += len(tokens)
-        begins = event.message != self._message
-        released = self._release() if begins else []
-        self._message = event.message
+        if kind == "call" and begins:
+            if self._calls and not self._turn.parallel_tool_calls:
+                self._ended = True
+                return []
+            self._begin_call(event, tokens)
         if kind == "final":
-            return released + self._answer_text(event, self._spoken(tokens), begins)
-        if kind == "call":
-            return released + self._arguments(event, tokens, begins)
-        # Commentary is for the user to read (a call's preamble), but no part of a JSON answer.
-        shown = kind == "commentary" and self._turn.response_format is None
-        part: Part = "content" if shown else "reasoning"
-        said = self._spoken(tokens)
-        return [*released, Piece(self._place, part, event.text, event, begins, None, said)]
+            if self._answer is None:
+                self._answer = event.message
+            elif self._turn.response_format is not None and event.message != self._answer:
+                return []  # two objects are no JSON
+        self._texts.add(event.text, self._spoken(tokens))
+        if kind != "final" or not self._turn.stop:
+            return [event]
+        text = self._stops.feed(event.text)
+        self._ended = self._stops.hit
+        return [replace(event, text=text)] if text else []
 
     def _spoken(self, tokens: list[Token]) -> list[Token]:
         """Of those that ended in a text, the text's own: none of the header before it."""
@@ -150,74 +199,49 @@ class Choice:
             behind -= 1
         return tokens[behind:]
 
-    def _answer_text(self, event: Event, tokens: list[Token], begins: bool) -> list[Piece]:
-        if self._answer is None:
-            self._answer = event.message
-        elif self._turn.response_format is not None and event.message != self._answer:
-            return []  # two objects are no JSON
-        if not self._turn.stop:
-            return [Piece(self._place, "content", event.text, event, begins, None, tokens)]
-        self._held.append((event.text, tokens))
-        text = self._stops.feed(event.text)
-        self._ended = self._stops.hit
-        return self._said(text, event, begins)
+    def _begin_call(self, event: Event, tokens: list[Token]) -> None:
+        recipient = str(event.recipient)
+        before = self._tokenizer.show(t.id for t in tokens).partition("<|channel|>")[0]
+        call_id = new_call_id(recipient, event.channel, event.content_type, "to=" in before)
+        known = called_name(recipient, self._turn.tool_names)
+        self._call = Call(call_id, known or recipient.removeprefix(FUNCTIONS), self._calls)
+        self._calls += 1
 
-    def _said(self, text: str, event: Event, begins: bool) -> list[Piece]:
-        """`text`, the beginning of what is held, with the tokens that it came with."""
-        tokens, left = [], len(text)
-        while self._held and left >= len(self._held[0][0]):
-            said, own = self._held.pop(0)
-            tokens += own
-            left -= len(said)
-        if left:
-            self._held[0] = self._held[0][0][left:], self._held[0][1]
-        if not text and not begins:
-            return []
-        return [Piece(self._place, "content", text, event, begins, None, tokens)]
-
-    def _release(self) -> list[Piece]:
-        """What was held back of a final message that is over."""
-        text = self._stops.finish()
-        self._held = self._held if text else []
-        if not text:
-            return []
-        event = Event("final", text, self._message or 0)
-        return self._said(text, event, False)
-
-    def _arguments(self, event: Event, tokens: list[Token], begins: bool) -> list[Piece]:
-        if begins:
-            if self._calls and not self._turn.parallel_tool_calls:
-                self._ended = True
-                return []
-            recipient = str(event.recipient)
-            before = self._tokenizer.show(t.id for t in tokens).partition("<|channel|>")[0]
-            call_id = new_call_id(recipient, event.channel, event.content_type, "to=" in before)
-            known = called_name(recipient, self._turn.tool_names)
-            self._call = Call(call_id, known or recipient.removeprefix(FUNCTIONS), self._calls)
-            self._calls += 1
-        return [Piece(self._place, "call", event.text, event, begins, self._call)]
+    def _tell(self, event: Event) -> Piece:
+        kind, begins = event.kind, event.message != self._told
+        self._told = event.message
+        tokens = self._texts.take(len(event.text))
+        if kind == "call":
+            return Piece(self._place, "call", event.text, event, begins, self._call)
+        # Commentary is for the user to read (a call's preamble), but no part of a JSON answer.
+        shown = kind == "final" or (kind == "commentary" and self._turn.response_format is None)
+        part: Part = "content" if shown else "reasoning"
+        return Piece(self._place, part, event.text, event, begins, None, tokens)
 
     def _finish(self) -> list[Piece | Finished]:
-        reason = "stop" if self._ended else self.running.finish_reason or "cancelled"
-        pieces: list[Piece | Finished] = []
-        ended, self._ended = self._ended, False
-        for event in self._reply.finish("cancelled" if reason == "deadline" else reason):
-            if not ended:
-                pieces += self._tell(event)
-        if not ended:
-            pieces += self._release()
+        ended = "stop" if self._ended else self.running.finish_reason or "cancelled"
+        rest = self._reply.finish("cancelled" if ended == "deadline" else ended)
+        pieces: list[Piece | Finished] = [*map(self._tell, rest)]
+        reason: Reason = ended
+        verdicts: tuple[str, ...] = ()
+        if self._reply.blocked is not None:
+            reason, verdicts = "content_filter", (f"answer: {self._reply.blocked}",)
+        elif self._calls and reason == "stop":
+            reason = "tool_calls"
         self.finished = Finished(
             self._place,
-            "tool_calls" if self._calls and reason == "stop" else reason,
+            reason,
             usage_of(self.running, self._reasoning, shared=self._place > 0),
             self._messages(),
             self.running.error,
+            verdicts,
         )
         return [*pieces, self.finished]
 
     def _messages(self) -> list[Message]:
         """The history's, cut where a stop text or a call too many ended the reply."""
-        messages, calls = [], 0
+        messages: list[Message] = []
+        calls = 0
         for message in self._reply.messages:
             calls += message.is_call
             if calls > 1 and not self._turn.parallel_tool_calls:

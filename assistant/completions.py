@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gptoss_onnx.assistant.chat_completions import finish_reason, usage_of
-from gptoss_onnx.assistant.choice import Finished, Piece
+from gptoss_onnx.assistant.choice import AnyChoice, Blocked, Finished, Piece
 from gptoss_onnx.assistant.errors import ApiError
 from gptoss_onnx.assistant.json_body import Body, Whole, read_body
 from gptoss_onnx.assistant.raw_choice import RawChoice
@@ -22,6 +23,7 @@ from gptoss_onnx.assistant.requests import PenaltyFields, SamplingFields, option
 from gptoss_onnx.assistant.service import Exchange, Service, new_id
 from gptoss_onnx.assistant.streams import DONE, EventStream
 from gptoss_onnx.assistant.turn import Answer, begin, check_length, deadline_in, with_seed
+from gptoss_onnx.runtimes.content_filter import ContentFilter, review
 from gptoss_onnx.runtimes.engine import Engine
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.request import Request, Token
@@ -86,7 +88,9 @@ def routes(service: Service) -> list[Route]:
             raise ApiError("echo with logprobs is not supported: take one of them", param="echo")
 
         async def begin_with(engine: Engine) -> Answer:
-            return _begin(engine, body, service.timeout)
+            prompts = body.prompts(engine.package)
+            exchange.prompt = "\n\n".join(map(engine.package.tokenizer.decode, prompts))
+            return await _begin(engine, body, prompts, service)
 
         exchange = Exchange(service, ENDPOINT, request)
         await service.begin(exchange, body.model, begin_with)
@@ -100,13 +104,14 @@ def routes(service: Service) -> list[Route]:
     return [Route(ENDPOINT, completions, methods=["POST"])]
 
 
-def _begin(engine: Engine, body: CompletionRequest, timeout: float | None) -> Answer:
-    package = engine.package
+async def _begin(
+    engine: Engine, body: CompletionRequest, prompts: list[list[int]], service: Service
+) -> Answer:
+    package, content_filter = engine.package, service.content_filter
     chosen = options(package, body, body.max_tokens)
-    prompts = body.prompts(package)
-    deadline = deadline_in(timeout)
+    deadline = deadline_in(service.timeout)
     count = body.n or 1
-    made: list[Callable[[Callable[[], None]], RawChoice]] = []
+    made: list[Callable[[Callable[[], None]], AnyChoice]] = []
 
     def choice(ids: list[int], place: int, wake: Callable[[], None]) -> RawChoice:
         request = Request(
@@ -115,17 +120,29 @@ def _begin(engine: Engine, body: CompletionRequest, timeout: float | None) -> An
             top_logprobs=body.logprobs,
             deadline=deadline,
         )
+        running = engine.submit(request, wake)
         shared = place % count > 0
-        return RawChoice(place, engine.submit(request, wake), package, stops(body.stop), shared)
+        return RawChoice(place, running, package, stops(body.stop), shared, content_filter)
 
     for number, ids in enumerate(prompts):
         check_length(engine, ids)
-        made += [partial(choice, ids, number * count + i) for i in range(count)]
+        rule = await _forbidden(content_filter, package.tokenizer.decode(ids))
+        for place in range(number * count, (number + 1) * count):
+            if rule is None:
+                made.append(partial(choice, ids, place))
+            else:
+                made.append(partial(Blocked, place, rule, 0 if place % count else len(ids)))
     return begin(made, sum(map(len, prompts)))
 
 
+async def _forbidden(content_filter: ContentFilter | None, prompt: str) -> str | None:
+    if content_filter is None:
+        return None
+    return await asyncio.to_thread(review, content_filter, "prompt", [prompt])
+
+
 def _echoed(exchange: Exchange, body: CompletionRequest, place: int) -> str:
-    if not body.echo:
+    if not body.echo or isinstance(exchange.answer.choices[place], Blocked):
         return ""
     package = exchange.engine.package
     prompt = body.prompts(package)[place // (body.n or 1)]

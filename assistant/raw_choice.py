@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptoss_onnx.assistant.choice import Finished, Piece, usage_of
+from gptoss_onnx.assistant.choice import Finished, Piece, Reason, usage_of
 from gptoss_onnx.assistant.stop_texts import StopTexts
-from gptoss_onnx.runtimes.harmony import Message
+from gptoss_onnx.assistant.token_texts import TokenTexts
+from gptoss_onnx.runtimes.content_filter import ContentFilter, EventGate
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.stream_parser import Event
 from gptoss_onnx.runtimes.tokenizer import IncrementalDecoder
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RawChoice:
-    """As `choice.Choice`, of content alone."""
+    """As `choice.Choice`, of content alone. A filter reviews it as what it is: the prompt's end."""
 
     def __init__(
         self,
@@ -25,17 +26,24 @@ class RawChoice:
         package: Package,
         stops: tuple[str, ...],
         shared: bool,
+        content_filter: ContentFilter | None = None,
     ) -> None:
         self.running = running
         self.finished: Finished | None = None
-        self.slow = False
+        self.slow = content_filter is not None and content_filter.slow
         self._place = place
         self._shared = shared
         self._decoder = IncrementalDecoder(package.tokenizer)
         self._stop_ids = package.stop_ids
         self._stops = StopTexts(stops)
+        self._gate = EventGate(content_filter) if content_filter is not None else None
+        self._prompt = ""  # which the filter has not been told
+        if self._gate is not None:
+            self._prompt = package.tokenizer.decode(running.request.prompt)
+        self._unsaid = len(self._prompt)  # characters of it, which are no part of the answer
         self._begun = False
         self._since: list[Token] = []
+        self._texts = TokenTexts()
 
     def take(self) -> list[Piece | Finished]:
         if self.finished is not None:
@@ -46,28 +54,54 @@ class RawChoice:
             if token.id in self._stop_ids:
                 break
             self._since.append(token)
-            pieces += self._say(self._stops.feed(self._decoder.feed(token.id)))
-            if self._stops.hit:
-                self.running.cancel()
+            pieces += self._say(self._stops.feed(self._read(self._decoder.feed(token.id))))
+            if self._stops.hit or self._blocked is not None:
+                self.cancel()
                 done = True
                 break
         return pieces + self._finish() if done else pieces
 
-    def _say(self, text: str) -> list[Piece]:
+    def cancel(self) -> None:
+        self.running.cancel()
+
+    @property
+    def _blocked(self) -> str | None:
+        return self._gate.blocked if self._gate is not None else None
+
+    def _read(self, text: str) -> str:
+        if text:
+            self._texts.add(text, self._since)
+            self._since = []
+        return text
+
+    def _say(self, text: str, ended: bool = False) -> list[Piece]:
+        text = self._reviewed(text, ended)
         if not text:
             return []
-        tokens, self._since = self._since, []
         begins, self._begun = not self._begun, True
-        event = Event("final", text)
+        event, tokens = Event("final", text), self._texts.take(len(text))
         return [Piece(self._place, "content", text, event, begins, None, tokens)]
 
+    def _reviewed(self, text: str, ended: bool) -> str:
+        if self._gate is None:
+            return text
+        whole, self._prompt = self._prompt + text, ""
+        events = [Event("final", whole)] if whole else []
+        passed = "".join(event.text for event in self._gate.feed(events, ended))
+        said = passed[self._unsaid :]
+        self._unsaid -= len(passed) - len(said)
+        return said
+
     def _finish(self) -> list[Piece | Finished]:
-        pieces: list[Piece | Finished] = []
-        if not self._stops.hit:
-            text = self._stops.feed(self._decoder.finish())
-            pieces += self._say(text + self._stops.finish())
-        reason = "stop" if self._stops.hit else self.running.finish_reason or "cancelled"
-        messages: list[Message] = []
+        text = ""
+        if not self._stops.hit and self._blocked is None:
+            text = self._stops.feed(self._read(self._decoder.finish())) + self._stops.finish()
+        pieces: list[Piece | Finished] = [*self._say(text, ended=True)]
+        reason: Reason = "stop" if self._stops.hit else self.running.finish_reason or "cancelled"
+        verdicts: tuple[str, ...] = ()
+        if self._blocked is not None:
+            reason, verdicts = "content_filter", (f"answer: {self._blocked}",)
         usage = usage_of(self.running, 0, shared=self._shared)
-        self.finished = Finished(self._place, reason, usage, messages, self.running.error)
+        error = self.running.error
+        self.finished = Finished(self._place, reason, usage, (), error, verdicts)
         return [*pieces, self.finished]

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
 
 from starlette.requests import Request
 
@@ -23,6 +22,7 @@ from gptoss_onnx.assistant.models import Model, Models
 from gptoss_onnx.assistant.response_store import ResponseStore
 from gptoss_onnx.assistant.turn import Answer, Turn, start
 from gptoss_onnx.assistant.usage_log import Entry, UsageLog
+from gptoss_onnx.runtimes.content_filter import ContentFilter
 from gptoss_onnx.runtimes.engine import Engine
 
 _log = logging.getLogger("gptoss")
@@ -42,7 +42,7 @@ class Service:
     metrics: Metrics
     usage_log: UsageLog | None = None
     store: ResponseStore | None = None
-    content_filter: Any = None
+    content_filter: ContentFilter | None = None
     log_text: bool = False
     timeout: float | None = None
     closing: bool = False

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from gptoss_onnx.assistant.app import make_app
 from gptoss_onnx.assistant.connections import http_protocol
 from gptoss_onnx.assistant.errors import ApiError
+from gptoss_onnx.assistant.filters import load_filter
 from gptoss_onnx.assistant.metrics import Metrics
 from gptoss_onnx.assistant.models import EngineOptions, Models
 from gptoss_onnx.assistant.response_store import ResponseStore
@@ -43,7 +44,7 @@ def run(listening: socket.socket, *, echo: Echo, host: str, api_keys: bool, **op
         service = make_service(**options)
         rules = Rules(port, options["allow_host"], options["cors_origin"])
         app = make_app(service, rules, users)
-        _Server(app, service, f"http://{_shown(host)}:{port}", echo).run(sockets=[listening])
+        Server(app, service, f"http://{_shown(host)}:{port}", echo).run(sockets=[listening])
 
 
 def make_service(
@@ -58,9 +59,13 @@ def make_service(
     timeout: float | None = None,
     data: Path | None = None,
     log_text: bool = False,
+    terms: Path | None = None,
+    policy: Path | None = None,
+    policy_package: Path | None = None,
     **_: Any,
 ) -> Service:
     """What `gptoss serve` and each replica of Ray Serve have."""
+    content_filter = load_filter(terms, policy_package, policy)
     engine = EngineOptions(rows, queue, context, cache, threads)
     models = Models(package, engine, max_loaded=max_loaded)
     metrics = Metrics(models)
@@ -70,12 +75,13 @@ def make_service(
         metrics,
         UsageLog(data, text=log_text),
         ResponseStore(data),
+        content_filter,
         log_text=log_text,
         timeout=timeout,
     )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, service: Service, address: str, echo: Echo) -> None:
         super().__init__(
             uvicorn.Config(

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptoss_onnx.assistant.choice import AnyChoice, Choice, Finished, Piece
+from gptoss_onnx.assistant.choice import AnyChoice, Blocked, Choice, Finished, Piece
 from gptoss_onnx.assistant.grammar import Grammars, constraint_for
+from gptoss_onnx.runtimes.content_filter import ContentFilter, prompt_texts, review
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
@@ -160,7 +161,7 @@ class Answer:
 
     def cancel(self) -> None:
         for choice in self.choices:
-            choice.running.cancel()
+            choice.cancel()
         self._wake()
 
     async def __aiter__(self) -> AsyncIterator[list[Piece | Finished]]:
@@ -185,13 +186,17 @@ class Answer:
 
 
 async def start(
-    engine: Engine, turn: Turn, grammars: Grammars | None = None, content_filter: Any = None
+    engine: Engine,
+    turn: Turn,
+    grammars: Grammars | None = None,
+    content_filter: ContentFilter | None = None,
 ) -> Answer:
     """Begin to answer `turn`; of a prompt that a filter blocks, the answer is finished already.
 
     `grammars` are the package's, kept from turn to turn: those of a schema take time to make.
     UserError for a turn that cannot be: TooLong, and the engine's QueueFull, among them.
     """
+    deadline = deadline_in(turn.timeout)
     package = engine.package
     size = sum(len(message.content) for message in turn.messages) + len(turn.instructions or "")
     if size > _LONG:
@@ -199,7 +204,11 @@ async def start(
     else:
         ids, marks = turn.prompt(package)
     check_length(engine, ids)
-    deadline = deadline_in(turn.timeout)
+    if content_filter is not None:
+        texts = prompt_texts(turn.messages, turn.developer, turn.tools)
+        rule = await asyncio.to_thread(review, content_filter, "prompt", texts)
+        if rule is not None:
+            return blocked(turn.n, rule, len(ids))
     grammars = grammars or Grammars(package)
     # A large vocabulary takes a second the first time.
     constraints = [await asyncio.to_thread(turn.constraint, grammars)] if turn.held else [None]
@@ -214,9 +223,15 @@ async def start(
             top_logprobs=turn.top_logprobs,
             deadline=deadline,
         )
-        return Choice(place, engine.submit(request, wake), package, turn)
+        return Choice(place, engine.submit(request, wake), package, turn, content_filter)
 
     return begin([partial(choice, place) for place in range(turn.n)], len(ids))
+
+
+def blocked(count: int, rule: str, prompt_tokens: int) -> Answer:
+    """The answer to a prompt that a filter's `rule` forbids: `count` choices that are over."""
+    made = [partial(Blocked, i, rule, 0 if i else prompt_tokens) for i in range(count)]
+    return begin(made, prompt_tokens)
 
 
 def begin(choices: Sequence[Callable[[Callable[[], None]], AnyChoice]], prompt: int) -> Answer:
@@ -242,7 +257,7 @@ def begin(choices: Sequence[Callable[[Callable[[], None]], AnyChoice]], prompt: 
             begun.append(choice(wake))
     except BaseException:
         for other in begun:
-            other.running.cancel()
+            other.cancel()
         raise
     wake()  # what ended before it began wakes nobody
     return Answer(begun, prompt, wake, event, pause)

@@ -101,8 +101,7 @@ class EventGate:
 
     def __init__(self, content_filter: ContentFilter) -> None:
         self.blocked: str | None = None  # the rule
-        self.message = 0  # number of the message under review
-        self.passed = 0  # characters of it
+        self.passed: dict[int, int] = {}  # characters, of each message by its number
         self._filter = content_filter
         self._reviewers: dict[str, Reviewer] = {}
         self._fed: dict[str, int] = {}  # characters, for each kind
@@ -133,7 +132,6 @@ class EventGate:
         if self._event is None:
             before = APART if self._fed[kind] else ""
             before += _heading(event.recipient, event.content_type)
-            self.message, self.passed = event.message, 0
             self._start = self._fed[kind] + len(before)
         self._event = event
         self._held += event.text
@@ -151,7 +149,8 @@ class EventGate:
         if review.blocked is not None:
             self.blocked, self._held = review.blocked, ""
             return []
-        ready = max(0, review.cleared - self._start - self.passed)
+        passed = self.passed.get(event.message, 0)
+        ready = max(0, review.cleared - self._start - passed)
         text, self._held = self._held[:ready], self._held[ready:]
-        self.passed += len(text)
+        self.passed[event.message] = passed + len(text)
         return [replace(event, text=text)] if text else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from gptoss_onnx.runtimes.harmony import Message
 from gptoss_onnx.runtimes.header import TEXT_TOOLS
 from gptoss_onnx.runtimes.stream_parser import Event, StreamParser, kind_of
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
+
+Cut = Callable[[list[Event], bool], list[Event]]
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,19 @@ class Reply:
         tools: Collection[str] = (),
         stop_ids: Collection[int] = (),
         content_filter: ContentFilter | None = None,
+        cut: Cut | None = None,
     ) -> None:
-        """As `StreamParser`."""
+        """As `StreamParser`.
+
+        `cut(events, ended)` says what of them is told, before it is reviewed; `ended`: the message
+        of the last event so far is complete.
+        """
         self.text = ""  # the answer: what the final channel says
         self.finish_reason: FinishReason | Literal["tool_call", "content_filter"] | None = None
         self.blocked: str | None = None  # the filter's rule: no more tokens are wanted
         self._parser = StreamParser(tokenizer, tools, stop_ids)
         self._gate = EventGate(content_filter) if content_filter is not None else None
+        self._cut = cut
         self._answer: int | None = None  # the last message in `text`
 
     def feed(self, token: int) -> list[Event]:
@@ -89,6 +97,8 @@ class Reply:
         self._parser.finish()  # the message it was blocked in is part of what was said
 
     def _tell(self, events: list[Event], ended: bool) -> list[Event]:
+        if self._cut is not None:
+            events = self._cut(events, ended)
         if self._gate is not None:
             events = self._gate.feed(events, ended)
             if self._gate.blocked is not None:
@@ -107,12 +117,10 @@ class Reply:
         said = [message for message in self._parser.messages if message.role == "assistant"]
         if self._gate is None:
             return said
-        if self._gate.blocked is not None:
-            cut, size = self._gate.message, self._gate.passed
-            blocked_in = [replace(m, content=m.content[:size]) for m in said[cut : cut + 1]]
-            said = said[:cut] + blocked_in
+        passed = self._gate.passed
+        cleared = (replace(m, content=m.content[: passed.get(i, 0)]) for i, m in enumerate(said))
         # The header of an empty message was not reviewed.
-        return [message for message in said if message.content]
+        return [message for message in cleared if message.content]
 
     @property
     def complete(self) -> bool:

@@ -110,6 +110,13 @@ def test_a_pattern_is_found(pattern: str, text: str, shown: str, cut: int) -> No
         assert said == shown
 
 
+def test_a_pattern_is_found_before_the_text_ends() -> None:
+    reviewer = TermFilter(patterns=[r"card \d{4}"]).begin("final")
+    assert [reviewer.feed(text).blocked for text in ("A card 1", "234", " ")] == [
+        None, None, r"/card \d{4}/",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [(r"card \d{4}", "card 123"), (r"\bass\b", "assess"), (r"end$", "ending"), (r"^a", "b a")],
@@ -137,6 +144,10 @@ def test_random_patterns_are_found_as_in_the_whole_text() -> None:
             found += 1
             assert len(fold(f"{said}|")) - 1 <= match.start(), (pattern, text, said)
     assert found > 400
+
+
+def test_what_cannot_be_seen_parts_no_character() -> None:
+    assert fold("か\u200b\u3099") == fold("が") == "が" != fold("か")
 
 
 def test_text_in_pieces_folds_as_the_whole() -> None:
