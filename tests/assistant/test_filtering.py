@@ -102,7 +102,9 @@ def test_a_blocked_prompt_is_not_answered(client: TestClient, says: Says, name: 
     found = blocked(client, **asked)
     assert [c["finish_reason"] for c in found] == ["content_filter"] * 2
     assert [c["message"]["content"] for c in found] == ["", ""]
+    single = chat(client, **{**asked, "n": 1})["usage"]
     usage = chat(client, **asked)["usage"]
+    assert usage == single
     assert usage["completion_tokens"] == 0 < usage["prompt_tokens"]
     entry = logged(client)[-1]
     assert entry.finish_reason == "content_filter"
@@ -223,10 +225,10 @@ def test_stop_texts_and_a_filter(
 
 
 def test_log_probabilities_of_what_is_shown_alone(client: TestClient, says: Says) -> None:
-    says(f"{THOUGHT}{FINAL}A piper, a pipe bomb.")
+    says(f"{THOUGHT}{FINAL}A piper, a pipe pipe bomb.")
     found = both(client, logprobs=True)[0]
-    assert found["message"]["content"] == "A piper, a "
-    assert [entry["token"] for entry in found["logprobs"]["content"]] == list("A piper, a ")
+    assert found["message"]["content"] == "A piper, a pipe "
+    assert [entry["token"] for entry in found["logprobs"]["content"]] == list("A piper, a pipe ")
     says(f"{FINAL}A piper END a pipe bomb.")
     found = both(client, logprobs=True, stop="END")[0]
     assert [entry["token"] for entry in found["logprobs"]["content"]] == list("A piper ")
@@ -284,11 +286,13 @@ def test_one_of_several_prompts_is_blocked(client: TestClient, says: Says) -> No
 def test_a_blocked_continuation(
     client: TestClient, says: Says, prompt: str, said: str, text: str
 ) -> None:
-    says(said)
-    (found,) = complete(client, prompt=prompt, logprobs=0)
+    says(said + " and then" * 50 if said.endswith(".") else said)
+    (found,) = complete(client, prompt=prompt, logprobs=0, max_tokens=500)
     assert (found["text"], found["finish_reason"]) == (text, "content_filter")
     assert found["logprobs"]["tokens"] == list(text)
-    assert logged(client)[-1].verdicts[0].startswith("answer: ")
+    entry = logged(client)[-1]
+    assert entry.verdicts[0].startswith("answer: ")
+    assert entry.completion_tokens < len(said) + 60, "the model was stopped"
 
 
 def test_a_continuation_that_breaks_no_rule(client: TestClient, says: Says) -> None:

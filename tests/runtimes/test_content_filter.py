@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from gptoss_onnx.runtimes.content_filter import (
+    FAILED,
     UNCLEARED,
     ContentFilter,
     Kind,
@@ -346,3 +347,25 @@ def test_a_filter_that_fails_lets_nothing_out(package: Package, says: Script) ->
     with pytest.raises(OSError, match="gone"):
         heard.extend(chat.send("Hi"))
     assert heard == [] and chat.messages == [] and chat.reply.said == []
+
+
+class FailsOnce(WordFilter):
+    failed = False
+
+    def begin(self, kind: Kind) -> WordReviewer:
+        if not self.failed:
+            self.failed = True
+            raise OSError("locked")
+        return super().begin(kind)
+
+
+def test_nothing_comes_behind_a_failure(tokenizer: Tokenizer) -> None:
+    reply = Reply(tokenizer, content_filter=FailsOnce())
+    ids = encode_marks(tokenizer, f"{OPEN.format('final')}Hi you<|return|>")
+    for token in ids[:3]:
+        reply.feed(token)
+    with pytest.raises(OSError, match="locked"):
+        [reply.feed(token) for token in ids[3:]]
+    assert [e for token in ids[4:] for e in reply.feed(token)] == [] == reply.finish("stop")
+    assert (reply.blocked, reply.finish_reason) == (FAILED, "content_filter")
+    assert reply.said == [] and reply.text == ""
