@@ -58,7 +58,7 @@ def load_filter(
 ) -> ContentFilter | None:
     """What the files ask for, None where there is none; UserError for one that cannot be used."""
     if (policy_package is None) != (policy_file is None):
-        raise UserError("--policy FILE and --policy-package PACKAGE need each other: give both")
+        raise UserError("a policy filter needs both: --policy FILE and --policy-package PACKAGE")
     filters: list[ContentFilter] = []
     if terms_file is not None:
         filters.append(TermFilter.read(terms_file))

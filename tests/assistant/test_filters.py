@@ -68,9 +68,9 @@ def test_a_bad_policy_is_told(tmp_path: Path, package: Package, data: bytes, why
 def test_what_cannot_be_used_is_told(tmp_path: Path, package: Package) -> None:
     with pytest.raises(UserError, match="No such file"):
         load_filter(None, package, tmp_path / "policy")
-    with pytest.raises(UserError, match="need each other"):
+    with pytest.raises(UserError, match="needs both"):
         load_filter(None, package)
-    with pytest.raises(UserError, match="need each other"):
+    with pytest.raises(UserError, match="needs both"):
         load_filter(None, None, tmp_path / "policy")
     with pytest.raises(UserError):
         load_filter(None, tmp_path / "no-package", tmp_path)
