@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptoss_onnx.assistant import chat_completions, completions
+from gptoss_onnx.assistant import chat_completions, completions, responses
 from gptoss_onnx.assistant.errors import ApiError, api_error, handle
 from gptoss_onnx.assistant.openapi import document
 from gptoss_onnx.assistant.security import Rules, secured
@@ -40,6 +40,7 @@ def make_app(service: Service, rules: Rules | None = None, users: Users | None =
         *_about(service),
         *chat_completions.routes(service),
         *completions.routes(service),
+        *responses.routes(service),
     ]
     # Starlette's own application would answer an unforeseen exception in a shape of its own.
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)

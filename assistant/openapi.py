@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gptoss_onnx.assistant import chat_completions, completions
+from gptoss_onnx.assistant import chat_completions, completions, responses
 from gptoss_onnx.assistant.chat_request import ChatRequest
 from gptoss_onnx.assistant.completions import CompletionRequest
+from gptoss_onnx.assistant.response_request import ResponseRequest
 
 _ERROR = {
     "type": "object",
@@ -46,6 +47,7 @@ Posts = dict[str, tuple[type[BaseModel], Sequence[str]]]
 POSTS: Posts = {
     chat_completions.ENDPOINT: (ChatRequest, ("id", "object", "created", "model", "choices")),
     completions.ENDPOINT: (CompletionRequest, ("id", "object", "created", "model", "choices")),
+    responses.ENDPOINT: (ResponseRequest, ("id", "object", "created_at", "model", "output")),
 }
 
 
@@ -64,7 +66,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "gptoss serve", "version": version("gptoss-onnx")},
-        "paths": {**_gets(models), **paths},
+        "paths": {**_gets(models), **_stored(), **paths},
         "components": {
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -75,7 +77,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
 
 def _post(path: str, body: type[BaseModel], has: Sequence[str]) -> dict[str, Any]:
     answer = {"type": "object", "required": list(has)}
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    events: dict[str, Any] = {"text/event-stream": {}}  # 3.1 has no words for a stream's items
     return {
         "summary": path,
         "description": body.__doc__ or "",
@@ -104,6 +106,27 @@ def _gets(models: Sequence[str]) -> dict[str, Any]:
         "/health": _get("Whether requests are answered.", _json(health), 503),
         "/metrics": _get("Figures for Prometheus.", {"text/plain": {"schema": {"type": "string"}}}),
         "/openapi.json": _get("This document.", _json({"type": "object"})),
+    }
+
+
+def _stored() -> dict[str, Any]:
+    one = responses.ENDPOINT + "/{id}"
+    named = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    page = {
+        "limit": {"type": "integer", "minimum": 1, "maximum": 100},
+        "order": {"enum": ["asc", "desc"]},
+        "after": {"type": "string"},
+    }
+    asked = [{"name": name, "in": "query", "schema": schema} for name, schema in page.items()]
+    response = _json({"type": "object", "required": list(POSTS[responses.ENDPOINT][1])})
+    gone = _json({"type": "object", "required": ["id", "object", "deleted"]})
+    listed = _json({"type": "object", "required": ["object", "data", "has_more"]})
+    get = _get("A response that was stored.", response, 400, 404, 503)["get"]
+    delete = _get("It is stored no longer.", gone, 404, 503)["get"]
+    items = _get("What it answered.", listed, 400, 404, 503, parameters=[named, *asked])
+    return {
+        one: {"get": get, "delete": delete, "parameters": [named]},
+        f"{one}/input_items": items,
     }
 
 

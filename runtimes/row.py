@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,7 +151,7 @@ class Row:
             buffer.copy(other.place, self.place, other.length)
         for buffer in self.batch.windowed:
             buffer.copy(other.place, self.place, self._held(buffer, other.length))
-        self._tokens, self._snapshots = other._tokens, other._snapshots
+        self.key, self._tokens, self._snapshots = other.key, other._tokens, other._snapshots
         other.clear()
 
     def _windowed_rows(self) -> list[Array]:

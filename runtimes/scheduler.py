@@ -55,6 +55,7 @@ class Scheduler:
         self._batch = Batch(package, 1 if self.one_at_a_time else rows)
         self.max_length = min(max_length or self._batch.max_length, self._batch.max_length)
         self._cache = cache if package.manifest.kv.in_place else None
+        self._folder = str(package.folder.resolve())
         self._queue = queue
         self._waiting: deque[Running] = deque()
         self._places: list[Running | None] = [None] * len(self._batch.rows)
@@ -169,13 +170,13 @@ class Scheduler:
     def _begin(self, running: Running, place: int) -> None:
         """Start from what the row itself holds of the prompt, or from the cache."""
         running.begun = True
-        row, ids = self._batch.rows[place], list(running.request.prompt)
-        reused = row.reuse(ids)
+        row, ids, key = self._batch.rows[place], list(running.request.prompt), self._key(running)
+        reused = row.reuse(ids) if row.key == key else row.rewind(0)
         if self._cache is not None:
-            key = self._key(running)
             segments, length = self._cache.find(key, ids[:-1], self._batch.same_rows)
             if length > reused:
                 row.load(segments, length)
+        row.key = key
         running.draft.begin(row.length)
 
     def _prefill(self, running: Running, budget: int) -> int:
@@ -255,7 +256,7 @@ class Scheduler:
             self._cache.add(self._key(running), row.tokens, row.saved)
 
     def _key(self, running: Running) -> tuple[str, str]:
-        return str(self.package.folder.resolve()), running.request.adapter
+        return self._folder, running.request.adapter
 
 
 def _told(token: int, logits: NDArray[np.float32], top: int | None) -> Token:

@@ -21,6 +21,7 @@ import pytest
 from tests.conftest import ROOT
 
 PIP = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:")
+NPM = ("npm", "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund")
 WINDOWS = ("--platform", "win_amd64", "--python-version", "3.11")
 
 
@@ -56,6 +57,15 @@ def installed(name: str, version: str, *options: str) -> Path:
         if no_wheel_here(str(error)):
             pytest.skip(f"{name} {version} has no wheel for {platform.platform()}")
         raise
+
+
+def from_npm(package: str, version: str) -> Path:
+    """The folder of an npm package, without what it depends on."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here")
+    folder = ROOT / "build" / package / version
+    command = [*NPM, "--loglevel=error", f"{package}@{version}", "--prefix"]
+    return once(folder, command) / "node_modules" / package
 
 
 def no_wheel_here(said: str) -> bool:

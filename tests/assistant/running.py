@@ -72,9 +72,9 @@ def received(connection: socket.socket) -> bytes:
 
 
 def parsed(answer: bytes) -> tuple[int, Any]:
-    """Status and JSON of one answer."""
+    """Status and JSON of one answer, the first."""
     head, _, content = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(content)
+    return int(head.split()[1]), json.JSONDecoder().raw_decode(content.decode())[0]
 
 
 def until(true: Callable[[], bool]) -> None:

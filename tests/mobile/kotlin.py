@@ -21,10 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.installed import installed, once
+from tests.installed import from_npm, installed
 
 ANDROID = ROOT / "mobile" / "android"
-NPM = ("npm", "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund")
 UNITY = ("com.github.asus4.onnxruntime", "0.4.9")
 JNI = "libonnxruntime4j_jni.so"
 JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # these runs are short
@@ -41,18 +40,14 @@ KOTLIN = named(r'kotlin\("jvm"\) version "([\d.]+)"', "core/build.gradle.kts")
 RUNTIME = named(r"(?m)^onnxruntime=([\d.]+)$", "gradle.properties")
 
 
-def from_npm(package: str, version: str) -> Path:
-    """The folder of an npm package, without what it depends on."""
-    for tool in ("java", "npm"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool} here")
-    folder = ROOT / "build" / package / version
-    command = [*NPM, "--loglevel=error", f"{package}@{version}", "--prefix"]
-    return once(folder, command) / "node_modules" / package
+def _compiler() -> Path:
+    if shutil.which("java") is None:
+        pytest.skip("no java here")
+    return from_npm("kotlin-compiler", KOTLIN) / "lib"
 
 
 def stdlib() -> Path:
-    return from_npm("kotlin-compiler", KOTLIN) / "lib" / "kotlin-stdlib.jar"
+    return _compiler() / "kotlin-stdlib.jar"
 
 
 @cache
@@ -71,7 +66,7 @@ def compile_kotlin(
     sources: Iterable[Path], classes: Iterable[Path], out: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
     """Sources against classes, into the folder `out`; warnings are errors."""
-    lib = from_npm("kotlin-compiler", KOTLIN) / "lib"
+    lib = _compiler()
     preloader = ["-cp", str(lib / "kotlin-preloader.jar")]
     preloader += [
         "org.jetbrains.kotlin.preloading.Preloader",

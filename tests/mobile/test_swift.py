@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import DEMO, ROOT
-from tests.installed import installed
+from tests.installed import from_npm, installed
 from tests.mobile.bringing import COMPARISONS, App, Bringing
-from tests.mobile.kotlin import RUNTIME, UNITY, from_npm, only_x86_64_linux
+from tests.mobile.kotlin import RUNTIME, UNITY, only_x86_64_linux
 from tests.mobile.tokens import compared
 from tests.o200k import o200k
 

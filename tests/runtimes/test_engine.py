@@ -91,7 +91,7 @@ def test_cancel_ends_a_prefill_that_is_under_way(
     package: Package, prompt: Prompt, engine: Engine
 ) -> None:
     """The graph is replaced by one that runs until its RunOptions are told to terminate."""
-    running_now = threading.Event()
+    running_now, ended = threading.Event(), threading.Event()
     batch = engine._scheduler._batch
     graph = batch._graph
 
@@ -104,6 +104,7 @@ def test_cancel_ends_a_prefill_that_is_under_way(
             while not run_options.terminate:
                 assert time.monotonic() < until, "never terminated"
                 time.sleep(0.001)
+            ended.set()
             raise RuntimeError("terminated")
 
     batch._graph = Endless()  # type: ignore[assignment]
@@ -112,6 +113,7 @@ def test_cancel_ends_a_prefill_that_is_under_way(
     batch._graph = graph
     running.cancel()
     assert list(running) == []
+    assert ended.is_set()
     assert (running.finish_reason, running.error) == ("cancelled", None)
     assert len(list(engine.submit(asked(prompt(30))))) == 8
 

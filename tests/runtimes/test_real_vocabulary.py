@@ -15,7 +15,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.tokenizer import LONGEST_WORD, Tokenizer
 from tests.conftest import ROOT
 from tests.corpus import corpus, letters
-from tests.mobile.kotlin import from_npm
+from tests.installed import from_npm
 from tests.o200k import NAMED, SPECIAL, VOCAB_SIZE, expected_ids, o200k, reference
 
 pytestmark = pytest.mark.slow
