@@ -49,10 +49,10 @@ class Row:
 
     def clear(self) -> None:
         """Forget everything; the buffers stay."""
+        self.key: Hashable = None  # what its KV rows are of: an adapter
         self._tokens: list[int] = []
-        self._snapshots: list[
-            Segment
-        ] = []  # by length, without full rows: those stay where they are
+        # By length, without full rows: those stay where they are.
+        self._snapshots: list[Segment] = []
 
     @property
     def length(self) -> int:
