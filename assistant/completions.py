@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -49,7 +50,10 @@ Ids = Annotated[list[Whole], Field(min_length=1)]
 
 
 class CompletionRequest(SamplingFields, PenaltyFields):
-    """`prompt`: one text or several, or the ids of tokens of one or several."""
+    """`prompt`: one text or several, or the ids of tokens of one or several.
+
+    `ignore_eos`, as other servers know it: `max_tokens` come, whatever the model says.
+    """
 
     model: str
     prompt: (
@@ -65,6 +69,7 @@ class CompletionRequest(SamplingFields, PenaltyFields):
     stream_options: StreamOptions | None = None
     logprobs: Whole | None = Field(None, ge=0, le=5)
     echo: bool | None = None
+    ignore_eos: bool | None = None
     suffix: Annotated[None, _refused("text cannot be written before a suffix: leave it out")] = None
     best_of: Annotated[
         Whole | None, Field(ge=1, le=1), _refused("only 1 is supported: take n and choose")
@@ -109,6 +114,8 @@ async def _begin(
 ) -> Answer:
     package, content_filter = engine.package, service.content_filter
     chosen = options(package, body, body.max_tokens)
+    if body.ignore_eos:
+        chosen = replace(chosen, stop_ids=frozenset())
     deadline = deadline_in(service.timeout)
     count = body.n or 1
     made: list[Callable[[Callable[[], None]], AnyChoice]] = []

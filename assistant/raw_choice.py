@@ -34,7 +34,8 @@ class RawChoice:
         self._place = place
         self._shared = shared
         self._decoder = IncrementalDecoder(package.tokenizer)
-        self._stop_ids = package.stop_ids
+        chosen = running.request.options.stop_ids
+        self._stop_ids = package.stop_ids if chosen is None else chosen
         self._stops = StopTexts(stops)
         self._gate = EventGate(content_filter) if content_filter is not None else None
         self._prompt = ""  # which the filter has not been told

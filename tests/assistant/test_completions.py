@@ -87,3 +87,9 @@ def test_log_probabilities(client: TestClient, says: Says) -> None:
 def test_bytes_of_one_character_stay_together(client: TestClient, says: Says) -> None:
     says("Grüße 你好<|return|>")
     assert complete(client)[0]["text"] == "Grüße 你好"
+
+
+def test_as_many_tokens_as_are_asked_for(client: TestClient, says: Says) -> None:
+    says("ab<|return|>cd<|return|>")
+    (choice,) = complete(client, ignore_eos=True, max_tokens=5)
+    assert (choice["text"], choice["finish_reason"]) == ("abcd", "length")
