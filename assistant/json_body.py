@@ -101,12 +101,12 @@ def _too_deep() -> ApiError:
 def _fault(error: ValidationError, content: Any) -> ApiError:
     """The first fault that pydantic found, with the place it is at."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ".".join(map(str, _place(first["loc"], content))) or None
+    param = ".".join(map(str, _place(first["loc"], content, first["type"] == "missing"))) or None
     words = first["msg"].removeprefix("Value error, ")
     return ApiError(f"{param}: {words}" if param else words, param=param)
 
 
-def _place(found: Sequence[int | str], content: Any) -> Iterator[int | str]:
+def _place(found: Sequence[int | str], content: Any, missing: bool) -> Iterator[int | str]:
     """Without the alternatives of unions that pydantic names: they are no part of `content`."""
     for i, part in enumerate(found):
         here = content if isinstance(content, dict) else {}
@@ -116,5 +116,5 @@ def _place(found: Sequence[int | str], content: Any) -> Iterator[int | str]:
         elif part in here:
             yield part
             content = here[part]
-        elif isinstance(content, dict) and i == len(found) - 1:  # what is missing
+        elif missing and isinstance(content, dict) and i == len(found) - 1:
             yield part

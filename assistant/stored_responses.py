@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal, ParamSpec, TypeVar
 
@@ -12,9 +13,11 @@ from gptoss_onnx.assistant.errors import ApiError
 from gptoss_onnx.assistant.response_events import Json, response_of
 from gptoss_onnx.assistant.response_history import Item, ItemReference, as_items, items_of
 from gptoss_onnx.assistant.response_store import ResponseNotFound, ResponseStore
+from gptoss_onnx.runtimes.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_LIMIT = re.compile(r"[1-9][0-9]?|100")
 _ORDERS: dict[str, Literal["asc", "desc"]] = {"asc": "asc", "desc": "desc"}
 
 
@@ -45,14 +48,15 @@ class StoredResponses:
         asked, found = request.query_params, request.path_params["id"]
         limit = asked.get("limit", "20")
         order = _ORDERS.get(asked.get("order", "desc"))
-        if not (limit.isdecimal() and limit.isascii() and len(limit) < 9):
+        if not _LIMIT.fullmatch(limit):
             raise ApiError("limit must be a whole number from 1 to 100", param="limit")
         if order is None:
             raise ApiError("order must be asc or desc", param="order")
-        items = self._store(found).items
-        page = await self._call(
-            items, found, user_of(request), limit=int(limit), after=asked.get("after"), order=order
-        )
+        items, after, user = self._store(found).items, asked.get("after"), user_of(request)
+        try:
+            page = await self._call(items, found, user, limit=int(limit), after=after, order=order)
+        except UserError as error:
+            raise ApiError(str(error), param="after") from error
         ids = [item["id"] for item in page.data] or [None]
         ends = {"first_id": ids[0], "last_id": ids[-1], "has_more": page.has_more}
         return {"object": "list", "data": page.data, **ends}
@@ -62,9 +66,11 @@ class StoredResponses:
         try:
             return items_of(await self._call(self._store(response_id).chain, response_id, user))
         except ApiError as error:
-            if error.status == 404:
-                error.param, error.code = "previous_response_id", "previous_response_not_found"
-            raise
+            if error.status != 404:
+                raise
+            # OpenAI's: 404 is for paths.
+            code = "previous_response_not_found"
+            raise ApiError(str(error), param="previous_response_id", code=code) from error
 
     async def resolved(self, sent: Sequence[Item], user: str | None) -> list[Item]:
         """With the items themselves in the place of references to them."""
