@@ -184,7 +184,8 @@ def _folded(term: str, name: str) -> str:
     if not folded:
         raise UserError(f"{name}: a term needs a character that can be seen")
     if len(folded) > _LONGEST:
-        raise UserError(f"{name[:80]}...: a term has at most {_LONGEST} characters")
+        shown = f"{name.removesuffix(term)}{term[:40]}..."
+        raise UserError(f"{shown}: a term has at most {_LONGEST} characters")
     return folded
 
 

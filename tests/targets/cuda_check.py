@@ -183,7 +183,7 @@ def _fixed(
         for layer in range(len(manifest.kv.layers)) for part in ("key", "value")
     ]  # fmt: skip
     for buffer in buffers:
-        buffer.bind(binding)
+        buffer.bind(binding, 0, 1)
     empty = np.zeros((1, 1, manifest.vocab_size), np.float32)
     logits = onnxruntime.OrtValue.ortvalue_from_numpy(empty, device, 0)
     binding.bind_ortvalue_output("logits", logits)
