@@ -20,7 +20,7 @@ from gptoss_onnx.assistant.choice import Finished, Piece, TurnUsage
 from gptoss_onnx.assistant.errors import ApiError
 from gptoss_onnx.assistant.json_body import read_body
 from gptoss_onnx.assistant.service import Exchange, Service, new_id
-from gptoss_onnx.assistant.streams import DONE, EventStream
+from gptoss_onnx.assistant.streams import DONE, EventStream, one_write
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.request import Token
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
@@ -110,13 +110,13 @@ async def _events(exchange: Exchange, body: ChatRequest) -> AsyncIterator[bytes]
     deltas = [Deltas(tokenizer) for _ in exchange.answer.choices]
     yield b"".join(chunk(i, {"role": "assistant", "content": ""}) for i in range(len(deltas)))
     async for pieces in exchange.pieces():
-        data = b""
-        for piece in pieces:
-            if isinstance(piece, Piece):
-                data += chunk(piece.choice, *deltas[piece.choice].of(piece))
-            else:
-                data += chunk(piece.choice, {}, (), json.dumps(finish_reason(piece)))
-        yield data
+        for data in one_write(
+            chunk(piece.choice, *deltas[piece.choice].of(piece))
+            if isinstance(piece, Piece)
+            else chunk(piece.choice, {}, (), json.dumps(finish_reason(piece)))
+            for piece in pieces
+        ):
+            yield data
     if with_usage:
         total = {**head, "choices": [], "usage": usage_of(exchange.usage)}
         yield f"data: {json.dumps(total)}\n\n".encode()

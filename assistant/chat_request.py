@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gptoss_onnx.assistant.chat_history import ChatMessage, history, instructions
 from gptoss_onnx.assistant.errors import ApiError
-from gptoss_onnx.assistant.json_body import Body, Whole
+from gptoss_onnx.assistant.json_body import WHOLE, Body
 from gptoss_onnx.assistant.requests import (
     Effort,
     PenaltyFields,
@@ -78,14 +78,14 @@ class ChatRequest(SamplingFields, PenaltyFields):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1, lt=1 << 31)
-    max_tokens: Whole | None = Field(None, ge=1, lt=1 << 31)
-    n: Whole | None = Field(None, ge=1, le=128)
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=128)

@@ -7,9 +7,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 from gptoss_onnx.assistant.chat_completions import finish_reason, usage_of
 from gptoss_onnx.assistant.choice import AnyChoice, Blocked, Finished, Piece
 from gptoss_onnx.assistant.errors import ApiError
-from gptoss_onnx.assistant.json_body import Body, Whole, read_body
+from gptoss_onnx.assistant.json_body import WHOLE, Body, read_body
 from gptoss_onnx.assistant.raw_choice import RawChoice
 from gptoss_onnx.assistant.requests import PenaltyFields, SamplingFields, options, stops
 from gptoss_onnx.assistant.service import Exchange, Service, new_id
-from gptoss_onnx.assistant.streams import DONE, EventStream
+from gptoss_onnx.assistant.streams import DONE, EventStream, one_write
 from gptoss_onnx.assistant.turn import Answer, begin, check_length, deadline_in, with_seed
 from gptoss_onnx.runtimes.content_filter import ContentFilter, review
 from gptoss_onnx.runtimes.engine import Engine
@@ -46,7 +46,10 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-Ids = Annotated[list[Whole], Field(min_length=1)]
+# What the document says of them; those that are not so are refused in words of their own.
+Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+Id = Annotated[int, WHOLE, WithJsonSchema({"type": "integer", "minimum": 0})]
+Ids = Annotated[list[Id], Field(min_length=1)]
 
 
 class CompletionRequest(SamplingFields, PenaltyFields):
@@ -57,22 +60,22 @@ class CompletionRequest(SamplingFields, PenaltyFields):
 
     model: str
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=128)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=128)]
         | Ids
         | Annotated[list[Ids], Field(min_length=1, max_length=128)]
     )
-    max_tokens: Whole | None = Field(None, ge=1, lt=1 << 31)
-    n: Whole | None = Field(None, ge=1, le=128)
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: Whole | None = Field(None, ge=0, le=5)
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     echo: bool | None = None
     ignore_eos: bool | None = None
     suffix: Annotated[None, _refused("text cannot be written before a suffix: leave it out")] = None
     best_of: Annotated[
-        Whole | None, Field(ge=1, le=1), _refused("only 1 is supported: take n and choose")
+        Literal[1] | None, WHOLE, _refused("only 1 is supported: take n and choose")
     ] = None
 
     def prompts(self, package: Package) -> list[list[int]]:
@@ -171,12 +174,13 @@ async def _events(exchange: Exchange, body: CompletionRequest) -> AsyncIterator[
         for place in range(len(told)):
             yield chunk(place, _echoed(exchange, body, place), (), None)
     async for pieces in exchange.pieces():
-        yield b"".join(
+        for data in one_write(
             chunk(piece.choice, piece.text, piece.tokens, None)
             if isinstance(piece, Piece)
             else chunk(piece.choice, "", (), finish_reason(piece))
             for piece in pieces
-        )
+        ):
+            yield data
     if with_usage:
         total = {**head, "choices": [], "usage": usage_of(exchange.usage)}
         yield f"data: {json.dumps(total)}\n\n".encode()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from gptoss_onnx.assistant.json_body import Body, Whole
+from gptoss_onnx.assistant.json_body import WHOLE, Body
 from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.package import Package
 
@@ -88,10 +88,10 @@ class SamplingFields(Body):
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: Whole | None = Field(None, ge=-1, lt=1 << 31)
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31), WHOLE] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    seed: Whole | None = Field(None, ge=-_SEEDS // 2, lt=_SEEDS)
+    seed: Annotated[int, Field(ge=-_SEEDS // 2, lt=_SEEDS), WHOLE] | None = None
 
 
 class PenaltyFields(Body):

@@ -17,7 +17,7 @@ from gptoss_onnx.assistant.chat_request import (
     TextFormat,
 )
 from gptoss_onnx.assistant.errors import ApiError
-from gptoss_onnx.assistant.json_body import Body, Whole
+from gptoss_onnx.assistant.json_body import WHOLE, Body
 from gptoss_onnx.assistant.requests import (
     PenaltyFields,
     SamplingFields,
@@ -116,9 +116,9 @@ class ResponseRequest(SamplingFields, PenaltyFields):
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
     stream: bool | None = None
-    max_output_tokens: Whole | None = Field(None, ge=1, lt=1 << 31)
+    max_output_tokens: Annotated[int, Field(ge=1, lt=1 << 31), WHOLE] | None = None
     include: list[str] | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     tools: (

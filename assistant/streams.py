@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from starlette.types import Receive, Scope, Send
 
@@ -15,6 +15,16 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # or nginx keeps them until there are more
 ]
+
+
+def one_write(events: Iterable[bytes]) -> Iterator[bytes]:
+    """All of `events` together; if making one of them fails, those before it first."""
+    data = b""
+    try:
+        for event in events:
+            data += event
+    finally:
+        yield data
 
 
 class EventStream:

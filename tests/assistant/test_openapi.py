@@ -105,6 +105,16 @@ def test_every_endpoint_is_in_it(server: Running) -> None:
     assert told == set(ENDPOINTS)
 
 
+def test_bounds_are_in_it(server: Running) -> None:
+    schemas = server.get("/openapi.json")[1]["components"]["schemas"]
+    for name in ("ChatRequest", "CompletionRequest"):
+        n = schemas[name]["properties"]["n"]["anyOf"][0]
+        assert n == {"type": "integer", "minimum": 1, "maximum": 128}
+    prompt = schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]
+    assert prompt[0] == {"type": "string", "minLength": 1}
+    assert prompt[2]["items"] == {"type": "integer", "minimum": 0}
+
+
 def test_canary_an_answer_beside_the_document_shows(server: Running) -> None:
     """A document that does not know of an answer's status."""
     raw = server.get("/openapi.json")[1]
