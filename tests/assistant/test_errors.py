@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from gptoss_onnx.assistant.streams import one_write
 from gptoss_onnx.runtimes import scheduler
 from tests.assistant.asking import CHAT, WEATHER, body, chat
 from tests.assistant.conftest import MODEL, Says, Serve
@@ -206,3 +208,16 @@ def test_an_error_amid_a_stream_is_its_last_event(
     check(client.post(CHAT, json=body()), 500)
     monkeypatch.undo()
     assert client.get("/health").status_code == 200
+
+
+def test_what_came_before_an_error_is_sent_first() -> None:
+    def events() -> Iterator[bytes]:
+        yield b"a"
+        yield b"b"
+        raise ValueError
+
+    sent = one_write(events())
+    assert next(sent) == b"ab"
+    with pytest.raises(ValueError):
+        next(sent)
+    assert list(one_write([b"a", b"b"])) == [b"ab"]
