@@ -78,6 +78,10 @@ class AnyChoice(Protocol):
     finished: Finished | None
     slow: bool  # whether taking may take so long that a thread should do it
 
+    @property
+    def usage(self) -> TurnUsage:
+        """Of the tokens that were taken so far, an end mark included."""
+
     def take(self) -> list[Piece | Finished]:
         """What is new, the reply's end included."""
 
@@ -93,8 +97,9 @@ class Blocked:
     def __init__(self, place: int, rule: str, prompt_tokens: int, _: Callable[[], None]) -> None:
         """`prompt_tokens`: 0 where another choice counts the prompt. It has no news to tell."""
         self.finished: Finished | None = None
-        usage, verdicts = TurnUsage(prompt_tokens), (f"prompt: {rule}",)
-        self._end = Finished(place, "content_filter", usage, (), verdicts=verdicts)
+        self.usage = TurnUsage(prompt_tokens)
+        verdicts = (f"prompt: {rule}",)
+        self._end = Finished(place, "content_filter", self.usage, (), verdicts=verdicts)
 
     def take(self) -> list[Piece | Finished]:
         self.finished = self._end
@@ -134,8 +139,13 @@ class Choice:
         self._answer: int | None = None  # the first final message
         self._since: list[Token] = []  # tokens behind the last that completed text
         self._texts = TokenTexts()
-        self._reasoning = 0  # tokens
+        self._taken = 0  # tokens
+        self._reasoning = 0  # of them
         self._ended = False  # by us: a stop text, a call too many
+
+    @property
+    def usage(self) -> TurnUsage:
+        return usage_of(self.running, self._taken, self._reasoning, shared=self._place > 0)
 
     def take(self) -> list[Piece | Finished]:
         """What is new, the reply's end included."""
@@ -144,6 +154,7 @@ class Choice:
         pieces: list[Piece | Finished] = []
         done = self.running.done  # before the tokens are taken: none comes after it
         for token in self.running.take():
+            self._taken += 1
             self._since.append(token)
             pieces += map(self._tell, self._reply.feed(token.id))
             if self._ended or self._reply.blocked is not None:
@@ -231,7 +242,7 @@ class Choice:
         self.finished = Finished(
             self._place,
             reason,
-            usage_of(self.running, self._reasoning, shared=self._place > 0),
+            self.usage,
             self._messages(),
             self.running.error,
             verdicts,
@@ -253,8 +264,11 @@ class Choice:
         return messages
 
 
-def usage_of(running: Running, reasoning: int, *, shared: bool) -> TurnUsage:
-    """`shared`: another choice counts the prompt."""
+def usage_of(running: Running, taken: int, reasoning: int, *, shared: bool) -> TurnUsage:
+    """Of the `taken` tokens of its reply; the engine may be ahead of them, by a few or none.
+
+    `shared`: another choice counts the prompt.
+    """
     used = running.usage
     prompt = (0, 0) if shared else (used.prompt_tokens, used.reused_tokens)
-    return TurnUsage(*prompt, used.new_tokens, reasoning)
+    return TurnUsage(*prompt, taken, reasoning)

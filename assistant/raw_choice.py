@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptoss_onnx.assistant.choice import Finished, Piece, Reason, usage_of
+from gptoss_onnx.assistant.choice import Finished, Piece, Reason, TurnUsage, usage_of
 from gptoss_onnx.assistant.stop_texts import StopTexts
 from gptoss_onnx.assistant.token_texts import TokenTexts
 from gptoss_onnx.runtimes.content_filter import ContentFilter, EventGate
@@ -43,8 +43,13 @@ class RawChoice:
             self._prompt = package.tokenizer.decode(running.request.prompt)
         self._unsaid = len(self._prompt)  # characters of it, which are no part of the answer
         self._begun = False
+        self._taken = 0  # tokens
         self._since: list[Token] = []
         self._texts = TokenTexts()
+
+    @property
+    def usage(self) -> TurnUsage:
+        return usage_of(self.running, self._taken, 0, shared=self._shared)
 
     def take(self) -> list[Piece | Finished]:
         if self.finished is not None:
@@ -52,6 +57,7 @@ class RawChoice:
         done = self.running.done
         pieces: list[Piece | Finished] = []
         for token in self.running.take():
+            self._taken += 1
             if token.id in self._stop_ids:
                 break
             self._since.append(token)
@@ -102,7 +108,6 @@ class RawChoice:
         verdicts: tuple[str, ...] = ()
         if self._blocked is not None:
             reason, verdicts = "content_filter", (f"answer: {self._blocked}",)
-        usage = usage_of(self.running, 0, shared=self._shared)
         error = self.running.error
-        self.finished = Finished(self._place, reason, usage, (), error, verdicts)
+        self.finished = Finished(self._place, reason, self.usage, (), error, verdicts)
         return [*pieces, self.finished]

@@ -163,8 +163,8 @@ class Exchange:
 
     @property
     def usage(self) -> TurnUsage:
-        """Of the choices that ended."""
-        return reduce(TurnUsage.__add__, (f.usage for f in self.finished), TurnUsage())
+        """Of every choice, as far as it came."""
+        return reduce(TurnUsage.__add__, (each.usage for each in self.answer.choices), TurnUsage())
 
     async def close(self) -> None:
         """Give the model back and note what it took."""
@@ -185,7 +185,7 @@ class Exchange:
         now = time.perf_counter()
         usage, finished = self.usage, self.finished
         first = None if self._first is None else self._first - self._started
-        longest = max((f.usage.completion_tokens for f in finished), default=0)
+        longest = max(choice.usage.completion_tokens for choice in self.answer.choices)
         each = (now - self._first) / (longest - 1) if self._first and longest > 1 else None
         self._service.metrics.answered(self.model.id, usage, first, each)
         await self._service.note(

@@ -23,8 +23,10 @@ def one_write(events: Iterable[bytes]) -> Iterator[bytes]:
     try:
         for event in events:
             data += event
-    finally:
+    except Exception:
         yield data
+        raise
+    yield data
 
 
 class EventStream:
