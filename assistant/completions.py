@@ -35,7 +35,7 @@ _LEAST = -9999.0
 
 def _refused(why: str) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value not in (None, "", 1):
+        if isinstance(value, bool) or value not in (None, "", 1):
             raise ValueError(why)
         return value
 

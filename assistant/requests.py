@@ -39,7 +39,7 @@ def joined(value: Any) -> Any:
 
 def _text_of(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _REFUSED:
+    if isinstance(kind, str) and kind in _REFUSED:
         raise ValueError(f"{_REFUSED[kind]} are not supported: this model reads text alone")
     text = part.get("refusal" if kind == "refusal" else "text") if kind in _TEXTS else None
     if not isinstance(text, str):
@@ -74,7 +74,13 @@ def _empty(value: Any) -> Any:
 
 _NONE_OR_ZERO = WithJsonSchema({"enum": [0, None]})
 _NONE_OR_EMPTY = WithJsonSchema(
-    {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]}
+    {
+        "anyOf": [
+            {"type": "object", "maxProperties": 0},
+            {"type": "array", "maxItems": 0},
+            {"type": "null"},
+        ]
+    }
 )
 Neutral = Annotated[float | None, BeforeValidator(_neutral), _NONE_OR_ZERO]
 Unsupported = Annotated[Any, BeforeValidator(_empty), _NONE_OR_EMPTY]

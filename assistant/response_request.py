@@ -44,7 +44,7 @@ def _functions_alone(value: Any) -> Any:
 
 
 def _no_background(value: Any) -> Any:
-    if value:
+    if value is not None and value is not False:  # 0 would be taken for it
         raise ValueError("answers are not made in the background: leave it out, and take stream")
     return value
 
