@@ -55,9 +55,9 @@ class Form:
     """What a reply is held to.
 
     `calls`: whom a call may be for (`functions.weather`), each with what makes the matcher of its
-    arguments, None where they are free. `answer` makes the final message's. `must_call`: no answer,
-    and at most one message of reasoning and one preamble before the call. `several`: a call may
-    follow another.
+    arguments, None where they are any text but blanks. `answer` makes the final message's.
+    `must_call`: no answer, and at most one message of reasoning and one preamble before the call.
+    `several`: a call may follow another.
     """
 
     calls: Mapping[str, Make | None] = field(default_factory=dict)
@@ -81,6 +81,21 @@ class Vocabulary:
         mask = np.zeros(self.size, np.bool_)
         mask[list(tokens)] = True
         return mask
+
+
+class _Anything:
+    """A matcher of any text but blanks, as without arguments there is no call (`stream_parser`)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.complete = False
+
+    def mask(self) -> Mask:
+        return self._vocabulary.text.copy()
+
+    def accept(self, token: int) -> bool:
+        self.complete = self.complete or bool(self._vocabulary.pieces[token].strip())
+        return True
 
 
 @dataclass(frozen=True)
@@ -205,7 +220,7 @@ class ReplyConstraint:
         }
         call_ends = (stops & call or stops) | ({self._end} if form.several else set())
         calls = _trie(
-            (ids, _Part("call", make, call_ends))
+            (ids, _Part("call", make or (lambda: _Anything(self._vocabulary)), call_ends))
             for recipient, make in form.calls.items()
             for ids in headers.call(recipient)
         )

@@ -138,6 +138,8 @@ MAY_NOT: list[tuple[str, str, str]] = [
     ("none", f"{FINAL}Hi", "<|start|>"),
     ("none", f"{FINAL}Hi<|end|>", "<|start|>"),
     ("none", f"{FINAL}Hi", "<|startoftext|>"),
+    ("free", TO_F, "<|call|>"),
+    ("free", TO_F + " \n", "<|end|>"),
     ("strict", TO_F, "city=Ulm<|call|>"),
     ("strict", TO_F, "<|call|>"),
     ("strict", TO_F + "{", "<|call|>"),
@@ -162,6 +164,7 @@ MAY_NOT: list[tuple[str, str, str]] = [
     ("named", "<|channel|>analysis<|message|>Hm.<|end|>", "<|channel|>"),
     ("named", "<|channel|>analysis<|message|>Hm.<|end|><|start|>", "user"),
     ("built in", "<|channel|>analysis to=python code<|message|>x", "<|return|>"),
+    ("built in", "<|channel|>analysis to=python code<|message|>", "<|call|>"),
 ]  # fmt: skip
 
 
