@@ -43,9 +43,13 @@ def says(monkeypatch: pytest.MonkeyPatch, package: Package) -> Says:
     """says(*texts): what the model answers to one request after the other, the last ever after.
 
     Marks are written out. Behind a text's end comes a stop token. In the place of a token that a
-    constraint forbids comes the likeliest of the others.
+    constraint forbids comes one that ends what was begun, else the first that is no blank. (The
+    likeliest is another on every processor: the model is random.)
     """
-    end = package.tokenizer.special("<|return|>")
+    end, call, message_end = map(package.tokenizer.special, ("<|return|>", "<|call|>", "<|end|>"))
+    wanted = -np.arange(package.manifest.vocab_size, dtype=np.float32)
+    wanted[[ord(blank) for blank in " \t\n\r"]] -= wanted.size
+    wanted[[end, call, message_end, *map(ord, '}]"')]] = np.arange(6, 0, -1)
     scripts: list[list[int]] = []
 
     class Scripted:
@@ -54,7 +58,8 @@ def says(monkeypatch: pytest.MonkeyPatch, package: Package) -> Says:
 
         def next(self, scores: NDArray[np.float32]) -> int:
             token = self._tokens.pop(0) if self._tokens else end
-            return token if np.isfinite(scores[token]) else int(scores.argmax())
+            may = np.isfinite(scores)
+            return token if may[token] else int(np.where(may, wanted, -np.inf).argmax())
 
     def script(*texts: str) -> None:
         scripts[:] = [encode(package, text) for text in texts]

@@ -17,7 +17,7 @@ from gptoss_onnx.assistant.connections import http_protocol
 from gptoss_onnx.assistant.security import Rules
 from gptoss_onnx.assistant.serving import Server, make_service
 
-PATIENCE = 20.0  # seconds until a test gives up
+PATIENCE = 120.0  # seconds until a test gives up: a replica of Ray takes 10 to start, alone
 
 
 class Running:

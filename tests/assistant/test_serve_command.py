@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 GPTOSS = [sys.executable, "-m", "gptoss_onnx.cli"]
-PATIENCE = 60.0  # seconds until a test gives up
+PATIENCE = 120.0  # seconds until a test gives up
 
 
 @contextmanager

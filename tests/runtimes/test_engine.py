@@ -18,7 +18,7 @@ from gptoss_onnx.runtimes.scheduler import Scheduler
 from gptoss_onnx.runtimes.session import Session
 
 Prompt = Callable[..., list[int]]
-PATIENCE = 20.0  # seconds until a test gives up
+PATIENCE = 120.0  # seconds until a test gives up
 
 
 def asked(prompt: list[int], count: int = 8) -> Request:
