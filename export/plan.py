@@ -156,6 +156,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
             # Weights that another graph reads as float32 are stored so, for both.
             cast_weights="float32" in floats,
             scale_residual="float16" in floats,
+            unit_scale=any(target.unit_scale for target in options.targets),
         )
         lower(model, steps, target)
         file = GRAPH if not graphs else _file(target, activations)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_onnx.graph_passes.linear import Linear, linears, remove
-from gptoss_onnx.graph_passes.lower_attention import packed_qkv, qkv_of
+from gptoss_onnx.graph_passes.lower_attention import packed_qkv, qkv_of, query_scale
 from gptoss_onnx.graph_passes.nodes import BOOL, FLOAT, INT64, Nodes
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding
@@ -31,8 +31,11 @@ _TO_THE_END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class DecomposeAttention:
+    """`unit_scale` as `LowerAttention`'s."""
+
     quantization: Quantization
     rounding: Rounding = SEARCH
+    unit_scale: bool = False
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -57,7 +60,8 @@ class DecomposeAttention:
         )
         nodes = Nodes(graph, name)
         packed = output(f"{name}.qkv", FLOAT)
-        nodes.nodes += packed_qkv(graph, qkv, self.quantization, self.rounding, packed)
+        in_query, scale = query_scale(dim, self.unit_scale)
+        nodes.nodes += packed_qkv(graph, qkv, self.quantization, self.rounding, packed, in_query)
         query_size, kv_size = heads * dim, kv_heads * dim
         qk, v = nodes.split(packed, ("qk", "v"), 2, (query_size + kv_size, kv_size))
         rotated = nodes.add(
@@ -78,7 +82,7 @@ class DecomposeAttention:
             "scores",
             domain="com.microsoft",
             transB=1,
-            alpha=dim**-0.5,
+            alpha=scale,
         )  # [B, K, G S, T]
         scores = nodes.reshape(scores, slots.shape(heads), "head_scores")  # [B, N, S, T]
         hidden = nodes.constant(np.float32(HIDDEN_SCORE))

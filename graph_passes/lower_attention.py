@@ -6,10 +6,12 @@
 
 The kernel wants lengths, not a mask: tokens so far less one (seqlens_k), slots (total), and how
 many of the new slots are tokens (query_seqlens: right-padded chunks of a batch; since 1.32).
+A kernel that is faster without a scale gets it in the rows of q: rotary is linear.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from gptoss_onnx.graph_passes.linear import Linear, linears, lowered, remove
 from gptoss_onnx.graph_passes.quantization import Quantization
 from gptoss_onnx.graph_passes.rounding import SEARCH, Rounding, rounding_name
 from gptoss_onnx.graph_passes.step import output, replace, shared_constant
-from gptoss_onnx.graph_passes.weights import concatenated
+from gptoss_onnx.graph_passes.weights import concatenated, scaled
 
 INT32, INT64, FLOAT, BOOL = (
     ir.DataType.INT32,
@@ -36,7 +38,8 @@ class LowerAttention:
 
     `query_seqlens`: the kernel reads that input; without it all rows get the same tokens at once.
     `refuse_holes` makes a run fail whose rows are not padded on the right: other callers than ours
-    pad on the left, and the kernel, which counts tokens, would take the wrong ones.
+    pad on the left, and the kernel, which counts tokens, would take the wrong ones. `unit_scale`
+    is for targets that want it, and for graphs that share weights with one of theirs.
     """
 
     quantization: Quantization
@@ -44,6 +47,7 @@ class LowerAttention:
     rounding: Rounding = SEARCH
     query_seqlens: bool = True
     refuse_holes: bool = False
+    unit_scale: bool = False
 
     def __call__(self, model: ir.Model) -> int:
         graph = model.graph
@@ -65,10 +69,11 @@ class LowerAttention:
         name = role.module
         packed = output(f"{name}.qkv", FLOAT)
         sinks, cos, sin, _, past_key, past_value = node.inputs[3:]
+        in_query, scale = query_scale(node.attributes.get_int("head_dim"), self.unit_scale)
         attributes: dict[str, int | float] = {
             "num_heads": node.attributes.get_int("num_heads"),
             "kv_num_heads": node.attributes.get_int("kv_num_heads"),
-            "scale": node.attributes.get_int("head_dim") ** -0.5,
+            "scale": scale,
             "do_rotary": 1,
         }
         bias = None
@@ -93,7 +98,7 @@ class LowerAttention:
             outputs=[output(str(v.name), FLOAT, v.shape) for v in node.outputs],
             name=f"{name}.attention",
         )
-        nodes = packed_qkv(graph, qkv, self.quantization, self.rounding, packed)
+        nodes = packed_qkv(graph, qkv, self.quantization, self.rounding, packed, in_query)
         replace(graph, [node], [*nodes, attention])
         remove(graph, *qkv)
 
@@ -103,16 +108,28 @@ def qkv_of(node: ir.Node, by_output: Mapping[ir.Value, Linear]) -> list[Linear]:
     return [by_output[value] for value in node.inputs[:3] if value is not None]
 
 
+def query_scale(head_dim: int, unit_scale: bool) -> tuple[float, float]:
+    """The factors of a score that the rows of q have, and that the kernel is left with."""
+    scale = head_dim**-0.5
+    exact = math.frexp(scale)[0] == 0.5  # a power of two rounds nothing
+    return (scale, 1.0) if unit_scale and exact else (1.0, scale)
+
+
 def packed_qkv(
     graph: ir.Graph,
     qkv: list[Linear],
     quantization: Quantization,
     rounding: Rounding,
     packed: ir.Value,
+    in_query: float,
 ) -> list[ir.Node]:
-    """The projections as one linear whose output is `packed`: rows of q, k and v."""
-    weight = concatenated([linear.weight.const_value for linear in qkv])
-    bias = concatenated([linear.bias.const_value for linear in qkv if linear.bias])
+    """The projections as one linear whose output is `packed`: rows of q, times `in_query`, k, v."""
+    weights = [linear.weight.const_value for linear in qkv]
+    biases = [linear.bias.const_value for linear in qkv if linear.bias]
+    if in_query != 1:
+        for rows in (weights, biases):
+            rows[0] = scaled(rows[0], in_query)
+    weight, bias = concatenated(weights), concatenated(biases)
     role = qkv[0].role
     form, name = quantization.of_role(role), rounding_name(role)
     return lowered(graph, qkv[0].x, weight, bias, form, rounding, name, packed)

@@ -59,6 +59,7 @@ def recipe(
     activations: str = "float32",
     cast_weights: bool = False,
     scale_residual: bool = False,
+    unit_scale: bool = False,
     refuse_holes: bool = False,
 ) -> list[Step]:
     """The steps for `target`; each must rewrite exactly as often as the spec says.
@@ -81,11 +82,16 @@ def recipe(
     if is_fused(spec.attention, target):
         lengths = target.padded_batches
         attention = LowerAttention(
-            quantization, kv_windows, rounding, lengths, refuse_holes=refuse_holes
+            quantization,
+            kv_windows,
+            rounding,
+            lengths,
+            refuse_holes=refuse_holes,
+            unit_scale=unit_scale,
         )
         steps.append(Step("lower attention", attention, layers))
     else:
-        decompose = DecomposeAttention(quantization, rounding)
+        decompose = DecomposeAttention(quantization, rounding, unit_scale)
         steps.append(Step("decompose attention", decompose, layers))
     stock = 0
     if target.experts in ("routed", "gathered"):  # float experts stay in one operator

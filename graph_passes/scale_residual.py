@@ -27,12 +27,10 @@ from gptoss_onnx.graph_passes import mxfp4
 from gptoss_onnx.graph_passes.step import output, shared_constant
 from gptoss_onnx.graph_passes.weight_role import WeightRole, carry_role, known_role
 from gptoss_onnx.graph_passes.weights import (
-    Array,
     ExpertSource,
     ExpertWeight,
     FloatWeight,
-    TensorSource,
-    as_float32,
+    scaled,
 )
 
 EXPONENT = -5
@@ -80,26 +78,14 @@ class ScaleResidual:
 
 
 def _scaled(tensor: ir.TensorProtocol | None) -> FloatWeight | ExpertWeight:
+    assert tensor is not None
     made: FloatWeight | ExpertWeight
     if isinstance(tensor, ExpertWeight):
         made = ExpertWeight(_ScaledExperts(tensor.source), tensor.to_float)
     else:
-        assert isinstance(tensor, FloatWeight)
-        made = FloatWeight([_ScaledTensor(source) for source in tensor.sources])
+        made = scaled(tensor, SCALE)
     carry_role(tensor, made)
     return made
-
-
-@dataclass(frozen=True)
-class _ScaledTensor:
-    source: TensorSource
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        return as_float32(self.source.read(start, stop)) * np.float32(SCALE)
 
 
 @dataclass(frozen=True)

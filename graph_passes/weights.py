@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -133,11 +134,31 @@ class View(Part):
 
 def concatenated(weights: Sequence[ir.TensorProtocol | None]) -> FloatWeight:
     """The rows of several float weights as one weight."""
-    sources: list[TensorSource] = []
-    for weight in weights:
-        assert isinstance(weight, FloatWeight), f"{weight!r} is not a stored float weight"
-        sources.extend(weight.sources)
-    return FloatWeight(sources)
+    return FloatWeight([source for weight in weights for source in _stored(weight).sources])
+
+
+def _stored(weight: ir.TensorProtocol | None) -> FloatWeight:
+    assert isinstance(weight, FloatWeight), f"{weight!r} is not a stored float weight"
+    return weight
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    source: TensorSource
+    factor: np.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        return as_float32(self.source.read(start, stop)) * self.factor
+
+
+def scaled(weight: ir.TensorProtocol | None, factor: float) -> FloatWeight:
+    """A float weight times `factor`: a power of two rounds nothing."""
+    sources = _stored(weight).sources
+    return FloatWeight([_Scaled(source, np.float32(factor)) for source in sources])
 
 
 def transposed(weight: FloatWeight) -> StreamedTensor:

@@ -71,6 +71,7 @@ class Target:
     fp4_by_column: bool = False  # its QMoE reads MXFP4 codes as [E, K, N/2], not as they are stored
     # Operators it has a kernel of that is not fit for this model, and why; none of `kernels`.
     unfit: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    unit_scale: bool = False  # its attention is faster where scores are multiplied by no scale
     windowed_kv: bool = False  # its attention keeps only the window of a sliding layer
     kv: str = "float"  # the KV cache unless another is asked for: "float" (as activations), "int8"
     max_data_bytes: int | None = None  # largest data file its loader takes

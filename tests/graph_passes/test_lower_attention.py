@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_onnx.export.checkpoint import Checkpoint
+from gptoss_onnx.export.binding import bind
+from gptoss_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from gptoss_onnx.export.spec import GptOssSpec
+from gptoss_onnx.export.synthetic import synthesize
+from gptoss_onnx.export.trace import trace
 from gptoss_onnx.graph_passes.lower_attention import LowerAttention
-from gptoss_onnx.graph_passes.quantization import FP32, INT8, uniform
+from gptoss_onnx.graph_passes.quantization import FP32, INT4, INT8, Format, uniform
 from tests.graph_passes.conftest import (
     LAYERS,
     TOLERANCE,
@@ -98,6 +102,48 @@ def test_canary_a_window_one_short_shows(
             node.attributes["window"] = ir.AttrInt64("window", WINDOW - 1)
     LowerAttention(uniform("test", FP32), FULL)(model)
     assert difference(computed(model), oracle) > 20 * TOLERANCE
+
+
+@pytest.fixture(scope="module", params=[16, 64])
+def power_of_two(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose scale is 1/4 or 1/8."""
+    folder = tmp_path_factory.mktemp("scale") / "tiny"
+    return open_checkpoint(
+        synthesize(folder, geometry="tiny", layers=LAYERS, head_dim=request.param)
+    )
+
+
+@pytest.mark.parametrize("form", [FP32, INT4])
+def test_the_rows_of_q_have_the_scale_where_it_rounds_nothing(
+    power_of_two: Checkpoint, form: Format
+) -> None:
+    models = {}
+    for unit_scale in (False, True):
+        models[unit_scale] = model = trace(power_of_two.spec)
+        bind(model, power_of_two)
+        LowerAttention(uniform("test", form), FULL, unit_scale=unit_scale)(model)
+    head_dim = power_of_two.spec.head_dim
+    for unit_scale, model in models.items():
+        for node in nodes(model, "GroupQueryAttention"):
+            scale = node.attributes.get_float("scale")
+            assert scale == (1 if unit_scale else head_dim**-0.5)
+    plain, scaled = (models[key].graph.initializers for key in (False, True))
+    rows = 4 * head_dim  # of q
+    for part in ("weight", "bias") if form is FP32 else ("weight_q4", "scales", "bias"):
+        name = f"model.layers.1.self_attn.qkv_proj.{part}"
+        before, after = (weights[name].const_value.numpy() for weights in (plain, scaled))
+        if part == "weight":  # stored as [K, N]
+            before, after = before.T, after.T
+        factor = 1 if part == "weight_q4" else head_dim**-0.5  # the codes are the same
+        np.testing.assert_array_equal(after[:rows], before[:rows] * factor)
+        np.testing.assert_array_equal(after[rows:], before[rows:])
+    assert difference(computed(models[True]), computed(models[False])) <= TOLERANCE
+
+
+def test_a_scale_that_would_round_stays_in_the_kernel(model: ir.Model) -> None:
+    LowerAttention(uniform("test", FP32), FULL, unit_scale=True)(model)
+    for node in nodes(model, "GroupQueryAttention"):
+        assert node.attributes.get_float("scale") == pytest.approx(32**-0.5)
 
 
 def test_global_tokens_become_one_bias(model: ir.Model, spec: GptOssSpec) -> None:
