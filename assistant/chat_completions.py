@@ -21,6 +21,7 @@ from gptoss_onnx.assistant.errors import ApiError
 from gptoss_onnx.assistant.json_body import read_body
 from gptoss_onnx.assistant.service import Exchange, Service, new_id
 from gptoss_onnx.assistant.streams import DONE, EventStream, one_write
+from gptoss_onnx.runtimes.constraint import FormLost
 from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.request import Token
 from gptoss_onnx.runtimes.tokenizer import Tokenizer
@@ -175,6 +176,8 @@ class _Message:
 
 def finish_reason(finished: Finished) -> str:
     """As the API knows them; ApiError for what is none of the model's doing."""
+    if isinstance(finished.error, FormLost):  # asked again, it would be again
+        raise ApiError(str(finished.error), code="schema_too_complex")
     if isinstance(finished.error, UserError):  # no memory for it, say
         raise ApiError(str(finished.error), status=503, code="engine_failed")
     if finished.error is not None:

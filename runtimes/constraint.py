@@ -19,13 +19,17 @@ from gptoss_onnx.runtimes.header import CHANNEL, TEXT_TOOLS
 Mask: TypeAlias = NDArray[np.bool_]  # [V]; one that was given away is not to be changed
 
 
+class FormLost(UserError):
+    """The form asks for more than can be followed: what was said so far is not of it."""
+
+
 class Constraint(Protocol):
     """Follows one reply from behind `<|start|>assistant`."""
 
     def allowed(self) -> Mask | None:
         """The tokens that may come next, never none; None: any.
 
-        UserError where nothing can, although the form is not kept yet.
+        FormLost where nothing can, although the form is not kept yet.
         """
 
     def accept(self, token: int) -> None:
@@ -137,7 +141,7 @@ class ReplyConstraint:
             elif self._part is None:  # the reply is over
                 self._lift()
             else:
-                raise UserError("the schema is too much to follow any further: make it simpler")
+                raise FormLost("the schema is too much to follow any further: make it simpler")
         return self._mask
 
     def accept(self, token: int) -> None:
