@@ -31,6 +31,7 @@ from gptoss_onnx.evaluation.units import (
     with_weights,
 )
 from gptoss_onnx.export.plan import GRAPH
+from gptoss_onnx.graph_passes.lower_attention import scale_in_query
 from gptoss_onnx.graph_passes.quantization import Format, Quantization
 from gptoss_onnx.graph_passes.quantize_kv import kv_scale
 from gptoss_onnx.graph_passes.rounding import rounding_name
@@ -120,10 +121,13 @@ class PackageWeights:
 
     def __init__(self, graph: Path, portable: Path) -> None:
         self._graph = graph
-        self._values = load_graph(graph.parent, graph.name).graph.initializers
+        lowered = load_graph(graph.parent, graph.name).graph
+        self._values = lowered.initializers
         scaled = RESIDUAL_SCALE in self._values
         self._residual = np.float32(self.array(RESIDUAL_SCALE) if scaled else 1)
-        self._portable = load_portable(portable).graph.initializers
+        traced = load_portable(portable).graph
+        self._portable = traced.initializers
+        self._query = np.float32(scale_in_query(traced, lowered))
 
     def stream(self, name: str, form: Format) -> Stream:
         """The float32 rows of `name`, which the package keeps in `form`."""
@@ -140,9 +144,11 @@ class PackageWeights:
                 rows = slice(start, start + self._shape(name)[0])
             packed, scales = f"{stem}.weight_q{form.bits}", f"{stem}.scales"
         chunks = partial(self._chunks, packed, scales, form, width, rows)
-        if not writes_residual(role):
-            return chunks
-        return lambda: (chunk / self._residual for chunk in chunks())
+        if role.part == "q":
+            return lambda: (chunk / self._query for chunk in chunks())
+        if writes_residual(role):
+            return lambda: (chunk / self._residual for chunk in chunks())
+        return chunks
 
     def _chunks(
         self, packed: str, scales: str, form: Format, width: int, rows: slice

@@ -30,6 +30,8 @@ INT32, INT64, FLOAT, BOOL = (
     ir.DataType.FLOAT,
     ir.DataType.BOOL,
 )
+# The attribute that a score is multiplied by, here and where attention is decomposed.
+_SCALES = {"GroupQueryAttention": "scale", "FusedMatMul": "alpha"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,14 @@ def query_scale(head_dim: int, unit_scale: bool) -> tuple[float, float]:
     scale = head_dim**-0.5
     exact = math.frexp(scale)[0] == 0.5  # a power of two rounds nothing
     return (scale, 1.0) if unit_scale and exact else (1.0, scale)
+
+
+def scale_in_query(traced: ir.Graph, lowered: ir.Graph) -> float:
+    """What `query_scale` put into the rows of q when `traced` became `lowered`."""
+    attention = next(node for node in traced if node.op_type == "WindowedAttention")
+    kept = (node.attributes.get(_SCALES.get(node.op_type, "")) for node in lowered)
+    unit_scale = any(scale is not None and scale.as_float() == 1 for scale in kept)
+    return query_scale(attention.attributes.get_int("head_dim"), unit_scale)[0]
 
 
 def packed_qkv(
