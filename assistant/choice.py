@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,7 +17,7 @@ from gptoss_onnx.runtimes.stream_parser import Event
 
 if TYPE_CHECKING:
     from gptoss_onnx.assistant.turn import Turn
-    from gptoss_onnx.runtimes.request import Running, Token
+    from gptoss_onnx.runtimes.request import Listener, Running, Token
 
 Part = Literal["reasoning", "content", "call"]
 Reason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "deadline"]
@@ -94,7 +94,7 @@ class Blocked:
 
     slow = False
 
-    def __init__(self, place: int, rule: str, prompt_tokens: int, _: Callable[[], None]) -> None:
+    def __init__(self, place: int, rule: str, prompt_tokens: int, _: Listener) -> None:
         """`prompt_tokens`: 0 where another choice counts the prompt. It has no news to tell."""
         self.finished: Finished | None = None
         self.usage = TurnUsage(prompt_tokens)

@@ -27,7 +27,7 @@ from gptoss_onnx.assistant.turn import Answer, begin, check_length, deadline_in,
 from gptoss_onnx.runtimes.content_filter import ContentFilter, review
 from gptoss_onnx.runtimes.engine import Engine
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.request import Request, Token
+from gptoss_onnx.runtimes.request import Listener, Request, Token
 
 ENDPOINT = "/v1/completions"
 _LEAST = -9999.0
@@ -121,9 +121,9 @@ async def _begin(
         chosen = replace(chosen, stop_ids=frozenset())
     deadline = deadline_in(service.timeout)
     count = body.n or 1
-    made: list[Callable[[Callable[[], None]], AnyChoice]] = []
+    made: list[Callable[[Listener], AnyChoice]] = []
 
-    def choice(ids: list[int], place: int, wake: Callable[[], None]) -> RawChoice:
+    def choice(ids: list[int], place: int, wake: Listener) -> RawChoice:
         request = Request(
             ids,
             with_seed(chosen, place),

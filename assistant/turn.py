@@ -22,7 +22,7 @@ from gptoss_onnx.runtimes.generation import Options
 from gptoss_onnx.runtimes.harmony import Message, SystemPrompt, Tool, ToolNamespace
 from gptoss_onnx.runtimes.harmony_tools import tool_names
 from gptoss_onnx.runtimes.package import Package
-from gptoss_onnx.runtimes.request import Request
+from gptoss_onnx.runtimes.request import Listener, Request
 
 if TYPE_CHECKING:
     from gptoss_onnx.runtimes.constraint import Constraint
@@ -32,8 +32,8 @@ _DEFAULT_SYSTEM = SystemPrompt()
 _DEFAULT_OPTIONS = Options()
 _SEEDS = 1 << 64
 _LONG = 20_000  # characters of a conversation that are worth a thread to encode
-# Seconds between two deliveries. Telling a client costs a core as much as a small model's token
-# does, and takes it from the next one: the tokens of such models leave in groups.
+# Seconds between two deliveries, but for an end. Telling a client costs a core as much as a small
+# model's token does, and takes it from the next one: the tokens of such models leave in groups.
 _PACE = 0.02
 
 
@@ -157,24 +157,27 @@ class Answer:
 
     choices: Sequence[AnyChoice]
     prompt_tokens: int
-    _wake: Callable[[], None]
-    _event: asyncio.Event
+    _wake: Listener
+    _news: asyncio.Event
+    _over: asyncio.Event  # a choice is, since the last delivery
     _pause: Callable[[], None]
     finished: list[Finished] = field(default_factory=list)
 
     def cancel(self) -> None:
         for choice in self.choices:
             choice.cancel()
-        self._wake()
+        self._wake(True)
 
     async def __aiter__(self) -> AsyncIterator[list[Piece | Finished]]:
         open_choices = list(self.choices)
         told = -_PACE
         try:
             while open_choices:
-                await self._event.wait()
+                await self._news.wait()
                 if (early := told + _PACE - time.monotonic()) > 0:
-                    await asyncio.sleep(early)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(early):
+                            await self._over.wait()
                 self._pause()
                 pieces: list[Piece | Finished] = []
                 for choice in open_choices:
@@ -221,7 +224,7 @@ async def start(
     constraints = [await asyncio.to_thread(turn.constraint, grammars)] if turn.held else [None]
     constraints += [turn.constraint(grammars) for _ in range(turn.n - 1)]
 
-    def choice(place: int, wake: Callable[[], None]) -> Choice:
+    def choice(place: int, wake: Listener) -> Choice:
         request = Request(
             ids,
             turn.options_of(place),
@@ -241,21 +244,24 @@ def blocked(count: int, rule: str, prompt_tokens: int) -> Answer:
     return begin(made, prompt_tokens)
 
 
-def begin(choices: Sequence[Callable[[Callable[[], None]], AnyChoice]], prompt: int) -> Answer:
+def begin(choices: Sequence[Callable[[Listener], AnyChoice]], prompt: int) -> Answer:
     """Each of `choices` is called with what it is to tell news by: all are submitted, or none."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop, news, ended = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     woken = False
 
-    def wake() -> None:  # on the engine's thread
+    def wake(over: bool) -> None:  # on the engine's thread
         nonlocal woken
-        if not woken:  # else whoever was woken will find this too
-            woken = True
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(event.set)
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            if over:
+                loop.call_soon_threadsafe(ended.set)
+            if not woken:  # else whoever was woken will find this too
+                woken = True
+                loop.call_soon_threadsafe(news.set)
 
     def pause() -> None:  # before what came is taken, so that nothing waits unnoticed
         nonlocal woken
-        event.clear()
+        news.clear()
+        ended.clear()
         woken = False
 
     begun: list[AnyChoice] = []
@@ -266,8 +272,8 @@ def begin(choices: Sequence[Callable[[Callable[[], None]], AnyChoice]], prompt: 
         for other in begun:
             other.cancel()
         raise
-    wake()  # what ended before it began wakes nobody
-    return Answer(begun, prompt, wake, event, pause)
+    wake(True)  # what ended before it began wakes nobody
+    return Answer(begun, prompt, wake, news, ended, pause)
 
 
 def check_length(engine: Engine, ids: Sequence[int]) -> None:

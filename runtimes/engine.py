@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.prefix_cache import PrefixCache
-from gptoss_onnx.runtimes.request import Request, Running
+from gptoss_onnx.runtimes.request import Listener, Request, Running
 from gptoss_onnx.runtimes.scheduler import Scheduler
 
 CACHE_BYTES = 1 << 30
@@ -65,7 +64,7 @@ class Engine:
         """Why requests run one after the other; None where they run at once."""
         return self._scheduler.one_at_a_time
 
-    def submit(self, request: Request, listener: Callable[[], None] | None = None) -> Running:
+    def submit(self, request: Request, listener: Listener | None = None) -> Running:
         """Queue a request; `listener` is called on the engine's thread whenever it has news.
 
         UserError for a prompt or options that cannot be, QueueFull where too many wait,

@@ -15,6 +15,8 @@ from gptoss_onnx.runtimes.generation import Draft, FinishReason, Options, Usage
 if TYPE_CHECKING:
     from gptoss_onnx.runtimes.constraint import Constraint
 
+Listener = Callable[[bool], None]  # hears that a request has news, and whether it is over
+
 _DEFAULT_OPTIONS = Options()
 
 
@@ -49,7 +51,7 @@ class Token:
 class Running:
     """A request on its way. Every method may be called from any thread."""
 
-    def __init__(self, request: Request, draft: Draft, listener: Callable[[], None] | None) -> None:
+    def __init__(self, request: Request, draft: Draft, listener: Listener | None) -> None:
         self.request = request
         self.error: Exception | None = None  # why it could not go on: it is cancelled then
         self.finish_reason: FinishReason | None = None
@@ -127,4 +129,4 @@ class Running:
     def _changed(self) -> None:
         self._news.set()
         if self._listener is not None:
-            self._listener()
+            self._listener(self.done)

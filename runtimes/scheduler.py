@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from gptoss_onnx.runtimes.errors import UserError
 from gptoss_onnx.runtimes.generation import Draft, FinishReason, Options, Result, when_set
 from gptoss_onnx.runtimes.package import Package
 from gptoss_onnx.runtimes.prefix_cache import PrefixCache
-from gptoss_onnx.runtimes.request import Request, Running, Token
+from gptoss_onnx.runtimes.request import Listener, Request, Running, Token
 
 # Prompt tokens of a round while others decode: they wait for these.
 SHARED_CHUNK = 256
@@ -72,7 +72,7 @@ class Scheduler:
         """Requests that wait for a row."""
         return len(self._waiting)
 
-    def submit(self, request: Request, listener: Callable[[], None] | None = None) -> Running:
+    def submit(self, request: Request, listener: Listener | None = None) -> Running:
         """Queue a request; `listener` is called whenever it has news, from where `step` runs.
 
         UserError for a prompt or options that cannot be, QueueFull where too many wait.
