@@ -193,12 +193,15 @@ def _add(answer: Answer, moment: float, event: dict[str, Any]) -> None:
         answer.error = json.dumps(event["error"])
     for choice in event.get("choices", ()):
         said = choice.get("delta") or {"text": choice.get("text")}
+        # Of a model with random weights most tokens have no text; some servers tell of them too.
+        told = "text" in said and (not answer.times or choice.get("finish_reason") is None)
         for kind, text in said.items():
             if kind != "role" and text:
                 text = text if isinstance(text, str) else json.dumps(text)
                 answer.texts[kind] = answer.texts.get(kind, "") + text
-                if not answer.times or answer.times[-1] != moment:
-                    answer.times.append(moment)
+                told = True
+        if told and (not answer.times or answer.times[-1] != moment):
+            answer.times.append(moment)
         answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
     if usage := event.get("usage"):
         answer.prompt_tokens = usage["prompt_tokens"]
